@@ -1,0 +1,42 @@
+"""Errors that a user can put right: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the caller can mend. The message names the cause and the way out.
+
+    `code` is the exit status that the command line ends with.
+    """
+
+    code = 2
+
+
+class DataError(UserError):
+    """The data does not fit the task."""
+
+
+class ModelError(UserError):
+    """The model cannot be read, understood or cut as asked."""
+
+
+class NotProven(UserError):
+    """Nothing reached the floor that was asked for."""
+
+    code = 3
+
+
+class Interrupted(UserError):
+    """Stopped by the user; what was finished is kept."""
+
+    code = 130
+
+
+class MissingExtra(UserError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, extra: str, package: str) -> None:
+        self.extra = extra
+        super().__init__(
+            f"{package} is needed here and is not installed. Install it with: pip install 'lightformers[{extra}]'"
+        )
