@@ -33,7 +33,18 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
 __all__ = ["__version__", *sorted(_PUBLIC)]
 
 if TYPE_CHECKING:
-    from lightformers import anatomy, compress, export, measure, papers, reproduce, runners, stats, tasks, train
+    from lightformers import (
+        anatomy,
+        compress,
+        export,
+        measure,
+        papers,
+        reproduce,
+        runners,
+        stats,
+        tasks,
+        train,
+    )
     from lightformers.bundle import Bundle, load
     from lightformers.slim import slim
     from lightformers.steps import Deploy, Recipe, Run, Stage

@@ -47,11 +47,10 @@ def replacing(path: str | Path, directory: bool = False) -> Iterator[Path]:
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write `text` as UTF-8; the file is either the old one or the whole new one."""
-    with replacing(path) as temporary:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     return Path(path)
 
 
