@@ -18,7 +18,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Deploy": ("lightformers.steps", "Deploy"),
     "Run": ("lightformers.steps", "Run"),
     "Stage": ("lightformers.steps", "Stage"),
-    "slim": ("lightformers.slim", "slim"),
+    "slim": ("lightformers.slim", None),
     "anatomy": ("lightformers.anatomy", None),
     "compress": ("lightformers.compress", None),
     "export": ("lightformers.export", None),
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
         train,
     )
     from lightformers.bundle import Bundle, load
-    from lightformers.slim import slim
     from lightformers.steps import Deploy, Recipe, Run, Stage
 
 
