@@ -203,16 +203,9 @@ def command_line() -> str:
         "2 something that you can mend, 3 nothing reached the floor, 130 stopped.\n"
     )
     for path, command in sorted(commands("lightformers", typer.main.get_command(app))):
-        required = [p for p in command.params if p.param_type_name == "argument"]
-        usage = " ".join(
-            [
-                path,
-                *(
-                    f"[{p.human_readable_name}]" if not p.required else p.human_readable_name
-                    for p in required
-                ),
-            ]
-        )
+        arguments = [p for p in command.params if p.param_type_name == "argument"]
+        shown = (placeholder(p) if p.required else f"[{placeholder(p)}]" for p in arguments)
+        usage = " ".join([path, *shown])
         text += f"\n## {path}\n\n```\n{usage} [OPTIONS]\n```\n\n{inspect.cleandoc(command.help or '')}\n\n"
         rows = [option(p) for p in command.params if p.name != "help"]
         text += table(["option", "default", "what it does"], rows) if rows else ""
@@ -227,13 +220,17 @@ def commands(path: str, command: Any) -> Iterator[tuple[str, Any]]:
         yield path, command
 
 
+def placeholder(argument: Any) -> str:
+    return argument.name.strip("_").upper()
+
+
 def option(parameter: Any) -> list[str]:
     is_option = parameter.param_type_name == "option"
     names = ", ".join(f"`{n}`" for n in (*parameter.opts, *parameter.secondary_opts)) if is_option else None
     default = "required" if parameter.required else parameter.default
     shown = "" if default is None or default is False or callable(default) else f"{default}"
     return [
-        names or f"`{parameter.human_readable_name}`",
+        names or f"`{placeholder(parameter)}`",
         shown,
         (getattr(parameter, "help", "") or "").replace("\n", " "),
     ]
