@@ -10,9 +10,9 @@ works), docs/api/ (one page per room), docs/cli.md, results/README.md. None of t
 from __future__ import annotations
 
 import argparse
+import ast
 import inspect
 import json
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -167,9 +167,7 @@ def api(package: Path) -> dict[str, str]:
             text += f"\n::: {dotted}\n"
         out[f"docs/api/{room.stem}.md"] = text
         first = room if room.is_file() else room / "__init__.py"
-        said = inspect.cleandoc(re.match(r'\s*"""(.*?)"""', first.read_text("utf-8"), re.S)[1]).split("\n\n")[
-            0
-        ]
+        said = (ast.get_docstring(ast.parse(first.read_text("utf-8"))) or "").split("\n\n")[0]
         rows.append([f"[lightformers.{room.stem}]({room.stem}.md)", said.replace("\n", " ")])
     intro = "# API\n\nOne page per room, from the docstrings. Imports go downwards only: see [architecture](../architecture.md).\n\n"
     return out | {"docs/api/index.md": NOTE + intro + table(["room", "what it holds"], rows)}

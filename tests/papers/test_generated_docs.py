@@ -126,3 +126,16 @@ def test_options_are_listed(generate: types.ModuleType) -> None:
         ["`--floor`", "0.99", "Least quality."],
         ["`--json`", "", "Print JSON."],
     ]
+
+
+def test_fields_of_a_docstring_become_a_list() -> None:
+    pytest.importorskip("griffe")
+    script = SCRIPT.with_name("griffe_fields.py")
+    spec = importlib.util.spec_from_file_location("griffe_fields", script)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = "What it does: much.\n\nlow, high: ends\n    of it. step: 1\nseed: of chance.\n\n    code: 1\n\nReturns: x"
+    assert module.listed(text) == (
+        "What it does: much.\n\n- **low, high**: ends\n  of it. step: 1\n- **seed**: of chance.\n\n    code: 1\n\nReturns: x"
+    )
