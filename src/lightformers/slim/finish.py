@@ -1,0 +1,278 @@
+"""From trained candidates to one proven, exported model: finalists, verification with stepping back, control."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightformers import export, measure, runners
+from lightformers.bundle import Bundle, Example
+from lightformers.errors import UserError
+from lightformers.slim import plan, search
+from lightformers.slim.baseline import deployed_size
+from lightformers.slim.session import Session, cores, interval_dict, runtime
+from lightformers.slim.space import Cut, steps_of
+from lightformers.stats import interval
+from lightformers.steps import Deploy, Recipe, Run, Step
+
+FINALISTS = 3
+
+
+@dataclass
+class Finalist:
+    """A candidate as it would be delivered: recipe, bundle, how it is run, and what is known of it."""
+
+    name: str
+    recipe: Recipe
+    bundle: Bundle
+    record: dict[str, Any]
+
+
+def deploys(session: Session) -> list[Deploy]:
+    """How a result may be run, the most promising first. Measured on the original before the search."""
+    batch, goal = session.settings.batch, session.settings.goal
+    if goal == "latency":
+        shapes: list[dict[str, Any]] = [{"batching": "sorted", "batch_size": batch}]
+    else:
+        # Batches are filled to a budget of padded tokens: short texts ride in larger batches than `batch`.
+        shapes = [
+            {"batching": "sorted", "batch_size": 8 * batch, "max_tokens": n} for n in (1024, 2048, 4096)
+        ]
+        shapes.append({"batching": "sorted", "batch_size": batch})
+    if runtime() == "openvino":
+        streams = [1] if goal == "latency" or cores() < 2 else [cores(), 1]
+        precisions = ["int8", "bf16"] if goal != "size" else ["int8"]
+        return [
+            Deploy("openvino", precision, streams=n, threads=None if n == 1 else 1, **shape)  # type: ignore[arg-type]
+            for precision in precisions
+            for shape in shapes
+            for n in streams
+        ]
+    options = [Deploy(precision="bf16", **shape) for shape in shapes]
+    if _packs(session):
+        options.append(Deploy(precision="bf16", batching="packed", batch_size=8 * batch, max_tokens=4096))
+    return options
+
+
+def _packs(session: Session) -> bool:
+    """Whether this family can run without padding; the packed runner refuses by name where it can't."""
+    try:
+        runners.build(session.bundle, Deploy(precision="bf16", batching="packed")).close()
+    except UserError:
+        return False
+    return True
+
+
+def choose_deploy(session: Session, load: Sequence[Example]) -> Deploy:
+    """Near-free wins: runtime, precision, threads, batching. The fastest on the original, measured interleaved."""
+
+    def make() -> dict[str, Any]:
+        options = deploys(session)
+        built = {}
+        for deploy in options:
+            session.progress.trying(f"runtime: {deploy}")
+            built[str(deploy)] = runners.build(session.bundle, deploy, session.calibration(8))
+        try:
+            calls = {n: (lambda r=r: r(list(load), session.task.reduce)) for n, r in built.items()}
+            timings = measure.compare(calls, rounds=3, warmup=1)
+        finally:
+            for runner in built.values():
+                runner.close()
+            gc.collect()
+        best = min(options, key=lambda d: timings[str(d)].min)
+        return {"best": vars(best), "seconds": {n: t.min for n, t in timings.items()}}
+
+    return Deploy(**session.store.once("deploy", make)["best"])
+
+
+def finalists(
+    session: Session, trials: list[dict[str, Any]], order: tuple[int, ...], deploy: Deploy
+) -> list[Finalist]:
+    """The candidates worth verifying, each with its vocabulary trimmed: the fastest that look able, and the original."""
+    goal = search.target(session, trials)
+    able = sorted((t for t in trials if t["ratio"] >= goal), key=lambda t: t["predicted_ms"])
+    near = sorted((t for t in trials if t["ratio"] < goal), key=lambda t: -t["ratio"])
+    found = []
+    for trial in [*able, *near][:FINALISTS]:
+        cut = Cut(**trial["cut"])
+        bundle = search.student(session, cut, order)
+        search.load_weights(bundle, search.checkpoint(session, trial["name"], trial["rung"]))
+        steps: list[Step] = [*steps_of(cut, len(order), order), search.recovery()]
+        found.append(_trimmed(session, Finalist(trial["name"], Recipe(steps, deploy), bundle, dict(trial))))
+    found.append(
+        _trimmed(session, Finalist("no cut", Recipe([], deploy), session.bundle.copy(), {"seconds": 0.0}))
+    )
+    return found
+
+
+def _trimmed(session: Session, finalist: Finalist) -> Finalist:
+    """With unused vocabulary rows gone, where the tokenizer and the task allow it."""
+    from lightformers.compress import TrimVocabulary
+
+    settings, task = session.settings, session.task
+    if not settings.trim or not settings.allows("TrimVocabulary") or task.name not in TRIMMABLE:
+        return finalist
+    step = TrimVocabulary()
+    try:
+        bundle = Recipe([step]).apply(finalist.bundle, task, Run(seed=settings.seed))
+    except UserError as error:
+        session.warn(f"vocabulary not trimmed: {str(error).splitlines()[0]}")
+        return finalist
+    return Finalist(
+        finalist.name, Recipe([*finalist.recipe.steps, step], finalist.recipe.deploy), bundle, finalist.record
+    )
+
+
+#: Fewer classes in the softmax would flatter a language model's perplexity, so those keep their vocabulary.
+TRIMMABLE = ("embedding", "text-classification", "token-classification")
+
+
+def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) -> list[Finalist]:
+    """Measure the finalists as they would be delivered, interleaved; score them on the search split; order them.
+
+    Those that look able to pass come first, by the goal; then the rest by quality. int8 is given up for bf16
+    where it costs the floor.
+    """
+    scored: list[Finalist] = []
+    for finalist in candidates:
+        for precision in _precisions(session, finalist.recipe.deploy):
+            import dataclasses
+
+            deploy = dataclasses.replace(finalist.recipe.deploy, precision=precision)
+            name = f"{finalist.name}, {precision}"
+            session.progress.trying(f"finalist {name}")
+            key = search.slug(f"final-{name}")
+            scores = session.score(finalist.bundle, deploy, "search", key)
+            ratio = session.compare(scores, "search")
+            record = finalist.record | {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio)}
+            recipe = Recipe(finalist.recipe.steps, deploy)
+            scored.append(Finalist(name, recipe, finalist.bundle, record))
+            if ratio.estimate >= search.target(session, [record]):
+                break  # int8 is good enough: bf16 need not be tried
+    timings = _race(session, scored, load)
+    for finalist in scored:
+        finalist.record["seconds_load"] = timings[finalist.name]
+        finalist.record["size_bytes"] = deployed_size(finalist.bundle, finalist.recipe.deploy)
+    cost = "size_bytes" if session.settings.goal == "size" else "seconds_load"
+    goal = search.target(session, [f.record for f in scored])
+    able = sorted((f for f in scored if f.record["ratio"] >= goal), key=lambda f: f.record[cost])
+    return able + sorted((f for f in scored if f.record["ratio"] < goal), key=lambda f: -f.record["ratio"])
+
+
+def _precisions(session: Session, deploy: Deploy) -> list[Any]:
+    return (
+        [deploy.precision] if deploy.runtime == "torch" else list(dict.fromkeys([deploy.precision, "bf16"]))
+    )
+
+
+def _race(session: Session, scored: list[Finalist], load: Sequence[Example]) -> dict[str, float]:
+    built = {}
+    try:
+        for finalist in scored:
+            session.progress.trying(f"measuring {finalist.name}")
+            built[finalist.name] = runners.build(
+                finalist.bundle, finalist.recipe.deploy, session.calibration(8)
+            )
+        if session.settings.goal == "latency":
+            return {
+                n: measure.latency(r, list(load)[:12], session.task.reduce).median for n, r in built.items()
+            }
+        calls = {n: (lambda r=r: r(list(load), session.task.reduce)) for n, r in built.items()}
+        return {n: t.median for n, t in measure.compare(calls, rounds=3, warmup=1).items()}
+    finally:
+        for runner in built.values():
+            runner.close()
+        gc.collect()
+
+
+def deliver(session: Session, finalist: Finalist, folder: Path) -> runners.Runner:
+    """Export a finalist and open what was written: what is verified is what the user gets."""
+    export.huggingface.save(finalist.bundle, folder, allow_custom=session.settings.allow_custom)
+    if finalist.recipe.deploy.runtime != "openvino":
+        return runners.build(finalist.bundle, finalist.recipe.deploy)
+    export.openvino.save(
+        finalist.bundle,
+        finalist.recipe.deploy,
+        folder,
+        session.calibration(finalist.recipe.deploy.calibration),
+    )
+    return runners.openvino_folder(folder / "openvino", finalist.bundle)
+
+
+def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.Runner, dict[str, Any]]:
+    """Step back along the frontier until the one-sided bound reaches the floor, on data the search never saw.
+
+    Returns the proven finalist, or the best honest one with `proven` False.
+    """
+    confidences = plan.confidences(session.settings.confidence, min(len(ranked), len(plan.SPENDING)))
+    tried: list[tuple[Finalist, dict[str, Any]]] = []
+    for attempt, (finalist, confidence) in enumerate(zip(ranked, confidences)):
+        session.progress.trying(f"verifying {finalist.name} on data the search never saw")
+        folder = session.store.folder / "delivered" / str(attempt)
+        runner = deliver(session, finalist, folder)
+        scores = session.store.scores(
+            search.slug(f"verified-{finalist.name}"),
+            lambda r=runner: session.task.evaluate(r, "verify"),
+            session.task.metric,
+        )
+        bound = session.compare(scores, "verify", confidence)
+        outcome = {
+            "proven": bound.bound >= session.floor,
+            "ratio": interval_dict(bound),
+            "quality": interval_dict(interval(scores, session.settings.confidence)),
+            "confidence": confidence,
+            "folder": str(folder),
+        }
+        tried.append((finalist, outcome))
+        session.progress.log(
+            f"{finalist.name}: bound {bound.bound:.4f} against {session.floor:g}"
+            + (", proven" if outcome["proven"] else "")
+        )
+        if outcome["proven"]:
+            return finalist, runner, outcome
+        runner.close()
+    finalist, outcome = max(tried, key=lambda t: t[1]["ratio"]["bound"])
+    return finalist, deliver(session, finalist, Path(outcome["folder"])), outcome
+
+
+def control(session: Session, seconds: float, labels: bool) -> dict[str, Any]:
+    """The original, trained as long as the winner on the same data, so that fine-tuning is not taken for compression.
+
+    Without labels the original is its own teacher and the loss starts at its minimum: that is checked on the
+    search split with a tenth of the time, and said.
+    """
+    used = seconds if labels else min(seconds, max(3.0, 0.1 * seconds))
+    split = "verify" if labels else "search"
+    session.progress.trying(f"control: the original trained for {used:.0f} s")
+    model = session.bundle.copy()
+    if used > 0:
+        run = Run(
+            teacher=session.bundle, seed=session.settings.seed, seconds=used, use_labels=labels,
+            progress=lambda e: session.progress.training(**e),
+        )  # fmt: skip
+        model = search.recovery().apply(model, session.task, run)
+    scores = session.score(model, session.brisk, split, f"control-{'labels' if labels else 'free'}")
+    ratio = session.compare(scores, split)
+    note = (
+        "the original given the same labels and training time"
+        if labels
+        else f"no labels were used, so the original has nothing to learn from itself; {used:.0f} s of the same training, on the search split"
+    )
+    return {
+        "quality": interval_dict(interval(scores, session.settings.confidence)),
+        "ratio": interval_dict(ratio),
+        "note": note,
+    }
+
+
+def publish(session: Session, source: Path) -> None:
+    """Move the delivered folder's content into the user's folder, each file or folder whole."""
+    for item in sorted(source.iterdir()):
+        place = session.store.out / item.name
+        if place.is_dir():
+            shutil.rmtree(place)
+        item.replace(place)

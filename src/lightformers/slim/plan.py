@@ -1,0 +1,99 @@
+"""How the time of a run is shared out, and who goes on to the next rung. Pure functions over trial records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+#: The loss that is left after recovery falls about as training time to this power (measured on the demo).
+SHRINK = 0.4
+#: Share of the confidence that each verification may spend, first to last: stepping back is a repeated test.
+SPENDING = (0.8, 0.1, 0.05, 0.05)
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A round of recoveries: `count` candidates get `seconds` of training each, on top of what they had."""
+
+    count: int
+    seconds: float
+
+
+def rungs(training: float, candidates: int) -> list[Rung]:
+    """Share `training` seconds over rounds of successive halving: many get a little, the best get the most.
+
+    A round is worth nothing under ten seconds a candidate, so short budgets try fewer.
+    """
+    if training < 20 or candidates == 0:
+        return []
+    first = max(1, min(candidates, int(training * 0.4 // 20), 9))
+    plan = [Rung(first, training * (0.35 if first > 1 else 1.0) / first)]
+    left = training - plan[0].count * plan[0].seconds
+    if first > 3:
+        plan.append(Rung(3, left * 0.4 / 3))
+        left *= 0.6
+    if first > 1:
+        last = 2 if left > 1200 else 1
+        plan.append(Rung(last, left / last))
+    return plan
+
+
+def foreseen(ratio: float, trained: float, total: float) -> float:
+    """The ratio that a candidate with `ratio` after `trained` seconds will have after `total` seconds."""
+    if ratio >= 1 or trained <= 0:
+        return ratio
+    return 1 - (1 - ratio) * (trained / max(total, trained)) ** SHRINK
+
+
+def promote(trials: list[dict[str, Any]], count: int, target: float, seconds: float) -> list[dict[str, Any]]:
+    """The `count` trials to train for `seconds` more: the fastest that will reach `target`, then the best.
+
+    trials: records with "ratio", "seconds" (trained so far) and "predicted_ms".
+    """
+
+    def outlook(trial: dict[str, Any]) -> float:
+        return foreseen(trial["ratio"], trial["seconds"], trial["seconds"] + seconds)
+
+    able = sorted((t for t in trials if outlook(t) >= target), key=lambda t: t["predicted_ms"])
+    rest = sorted((t for t in trials if outlook(t) < target), key=outlook, reverse=True)
+    return (able + rest)[:count]
+
+
+def spread(points: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` points of the (predicted_ms, distance) frontier, evenly spread in the logarithm of their cost."""
+    frontier = pareto(points)
+    if len(frontier) <= count:
+        return frontier
+    import math
+
+    low, high = math.log(frontier[0]["predicted_ms"]), math.log(frontier[-1]["predicted_ms"])
+    chosen: list[dict[str, Any]] = []
+    for i in range(count):
+        wanted = low + (high - low) * (i + 0.5) / count
+        rest = [p for p in frontier if p not in chosen]
+        chosen.append(min(rest, key=lambda p: abs(math.log(p["predicted_ms"]) - wanted)))
+    return chosen
+
+
+def pareto(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points that no other beats in both predicted cost and distance, cheapest first."""
+    best = float("inf")
+    kept = []
+    for point in sorted(points, key=lambda p: (p["predicted_ms"], p["distance"])):
+        if point["distance"] < best:
+            best = point["distance"]
+            kept.append(point)
+    return kept
+
+
+def confidences(overall: float, tests: int) -> list[float]:
+    """The confidence of each of up to `tests` verifications, so that all together they err as one at `overall`.
+
+    Most of it goes to the first; stepping back spends what is left (a Bonferroni split with unequal shares).
+    """
+    if tests <= 1:
+        return [overall]
+    shares = list(SPENDING[:tests]) + [0.0] * max(0, tests - len(SPENDING))
+    used = [s for s in shares if s > 0]
+    used[-1] += 1 - sum(used)
+    return [1 - (1 - overall) * share for share in used]

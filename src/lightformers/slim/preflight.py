@@ -1,0 +1,130 @@
+"""Pre-flight: can this be done at all, what will be tried, and what can the data prove?"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lightformers import anatomy, runners, stats
+from lightformers.errors import DataError
+from lightformers.slim.session import Session, runtime
+from lightformers.slim.space import Space, draw
+from lightformers.steps import Deploy
+
+PROBE = 192  # examples of the search split that the spread of the score is foreseen from
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before hours are spent."""
+
+    family: str
+    parameters: int
+    splits: dict[str, int]
+    space: Space
+    resolvable: float
+    provable: bool
+    seconds_exact: float
+    memory: int
+    lines: tuple[str, ...]
+
+
+def check(session: Session) -> Preflight:
+    """Read the anatomy, check data against model, foresee time, memory, and the smallest loss that can be resolved."""
+    bundle, task, settings = session.bundle, session.task, session.settings
+    found = anatomy.of(bundle.model)
+    task.check(bundle)
+    for text in getattr(task, "warnings", ()):
+        session.warn(text)
+    splits = {name: len(examples) for name, examples in task.splits.items()}
+    for needed in ("search", "verify"):
+        if splits.get(needed, 0) < 20:
+            raise DataError(
+                f"the {needed} split holds {splits.get(needed, 0)} examples; at least 20 are needed to measure quality. "
+                "Give more data, or a file of its own for each split"
+            )
+    if hasattr(task, "set_reference"):
+        _reference(session)
+    space = draw(bundle, settings)
+    rate, probe = _probe(session)
+    loss = stats.resolvable(probe, settings.confidence, splits["verify"])
+    allowed = (
+        1 - settings.floor if settings.max_drop is None else settings.max_drop / max(abs(probe.value), 1e-9)
+    )
+    provable = loss <= allowed
+    seconds = (splits["search"] + splits["verify"]) / rate
+    memory = _memory(bundle.parameters)
+    lines = [
+        f"{found.family}: {len(found.blocks)} blocks, {bundle.parameters / 1e6:.1f} M parameters; {task.name}, {task.metric.name}",
+        "data: " + ", ".join(f"{n:,} {name}" for name, n in splits.items() if n),
+        f"will try: {_tries(space)}",
+        *(f"will not try {reason}" for reason in space.closed),
+        f"quality of the original takes about {seconds:.0f} s to measure; training needs about {memory / 2**30:.1f} GiB",
+        f"{splits['verify']:,} verification examples can resolve a loss of about {100 * loss:.2g} %",
+    ]
+    if not provable:
+        lines.append(
+            f"a floor of {1 - allowed:.4g} can hardly be proven with this data: even an equally good model would show a "
+            f"bound of about {1 - loss:.4g}. Give about {int(splits['verify'] * (loss / allowed) ** 2) + 1:,} verification "
+            "examples, a lower --floor, or a lower --confidence"
+        )
+    return Preflight(
+        found.family, bundle.parameters, splits, space, loss, provable, seconds, memory, tuple(lines)
+    )
+
+
+def _reference(session: Session) -> None:
+    """Tasks that measure agreement with the original (plain texts) need its outputs once."""
+    runner = runners.build(session.bundle, session.exact)
+    try:
+        session.task.set_reference(runner)
+    finally:
+        runner.close()
+
+
+def _probe(session: Session) -> tuple[float, stats.Scores]:
+    """Examples per second of the original in full precision, and scores of a small part of the search split."""
+    deploy = Deploy(runtime="torch", precision="fp32", batching="sorted", batch_size=32)
+    runner = runners.build(session.bundle, deploy)
+    n = min(PROBE, len(session.task.splits["search"]))
+    try:
+        start = time.monotonic()
+        scores = session.task.evaluate(runner, "search", n)
+        return n / max(time.monotonic() - start, 1e-6), scores
+    finally:
+        runner.close()
+
+
+def _memory(parameters: int) -> int:
+    """Bytes at the height of training: original, student, gradients and two moments, and an eighth for activations."""
+    base = torch.finfo(torch.float32).bits // 8 * parameters
+    return int(base * 5 * 1.125) + 700 * 2**20
+
+
+def _tries(space: Space) -> str:
+    kinds = {
+        "blocks": space.blocks,
+        "FFN channels": space.channels,
+        "heads": space.heads,
+        "width": space.width,
+        "rank": space.rank,
+    }
+    open_kinds = [f"{k} {min(v):g}..{max(v):g}" for k, v in kinds.items() if len(v) > 1]
+    return "; ".join([*open_kinds, f"recovery by distillation, int8 and bf16 on {runtime()}"])
+
+
+def to_dict(preflight: Preflight) -> dict[str, Any]:
+    """The part that `--json --dry-run` prints."""
+    return {
+        "family": preflight.family,
+        "parameters": preflight.parameters,
+        "splits": preflight.splits,
+        "resolvable_loss": preflight.resolvable,
+        "provable": preflight.provable,
+        "seconds": round(preflight.seconds_exact, 1),
+        "memory_bytes": preflight.memory,
+        "plan": list(preflight.lines),
+    }

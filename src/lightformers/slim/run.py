@@ -1,0 +1,315 @@
+"""The run from first look to report. Each phase leaves a fact in the store; a resumed run skips what is there."""
+
+from __future__ import annotations
+
+import errno
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+
+from lightformers import __version__, measure, runners
+from lightformers.bundle import Bundle
+from lightformers.errors import Interrupted, UserError
+from lightformers.files import write_text
+from lightformers.slim import baseline, finish, report, search
+from lightformers.slim.preflight import Preflight, check, to_dict
+from lightformers.slim.progress import Progress
+from lightformers.slim.session import Session, interval_dict
+from lightformers.slim.settings import Settings
+from lightformers.slim.store import Store, discard
+from lightformers.stats import interval, mean_interval
+from lightformers.steps import fields_of
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came out: the report (also `report.json`), where it lies, and whether the floor was proven."""
+
+    folder: Path
+    report: dict[str, Any]
+    proven: bool
+
+    @property
+    def code(self) -> int:
+        """Exit status: 0 proven, 3 not."""
+        return 0 if self.proven else 3
+
+
+def slim(
+    model: Bundle | str | Path, task: Any, *, floor: float = 0.99, goal: str = "throughput", out: str | Path = "slim-model",
+    progress: Progress | None = None, command: str = "", restart: bool = False, dry_run: bool = False, **settings: Any,
+) -> Result:  # fmt: skip
+    """Make `model` smaller and faster, and prove that it is still as good as asked.
+
+    model: a bundle, a folder or a hub name. task: what good means (`lightformers.tasks`). out: where the result
+    goes; the same call with the same `out` resumes a run that was stopped. settings: see `Settings`.
+    Raises UserError for what the caller can mend. A floor that nothing reaches is no error: `Result.proven` is
+    False and the best honest model is there.
+    """
+    from lightformers.bundle import load
+
+    request = Settings(floor=floor, goal=goal, **settings)  # type: ignore[arg-type]
+    bundle = model if isinstance(model, Bundle) else load(model, task=task.name)
+    torch.manual_seed(request.seed)
+    if restart:
+        discard(out)
+    store = Store(out)
+    progress = progress or Progress(quiet=True)
+    lock = FileLock(store.folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise UserError(f"another run works in {out}: wait for it, or use another --out") from error
+    try:
+        with progress:
+            session = Session(bundle, task, request, store, progress, time.monotonic() + request.budget)
+            return _run(session, command, dry_run)
+    except KeyboardInterrupt as stop:
+        raise Interrupted(
+            f"stopped; what was finished is kept in {store.folder}. The same command resumes"
+        ) from stop
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(
+                f"the disk is full; nothing is lost. Free some space and run the same command again ({out})"
+            ) from error
+        raise
+    finally:
+        store.close()
+        lock.release()
+
+
+def _fingerprints(session: Session) -> dict[str, str]:
+    return {
+        "model": measure.model_fingerprint(session.bundle.model),
+        "data": session.task.fingerprint,
+        "request": session.settings.fingerprint(),
+        "machine": measure.machine_fingerprint(),
+    }
+
+
+def _run(session: Session, command: str, dry_run: bool) -> Result:
+    started, progress, store = time.time(), session.progress, session.store
+    progress.phase("pre-flight")
+    pre = check(session)
+    for line in pre.lines:
+        progress.log(line)
+    if dry_run:
+        return Result(store.out, {"preflight": to_dict(pre), "warnings": session.warnings}, pre.provable)
+    if store.claim(_fingerprints(session)):
+        progress.log(f"resuming the run in {store.out}")
+
+    progress.phase("baseline")
+    progress.trying("quality of the original")
+    reference = session.original("search")
+    rate = store.once("rate", lambda: len(session.task.splits["search"]) / pre.seconds_exact)
+    baselines = store.once("baselines", lambda: baseline.run(session, rate))
+    load = baseline.workload(session, rate)
+
+    progress.phase("near-free wins")
+    deploy = finish.choose_deploy(session, load)
+    progress.log(f"fastest way to run the original: {deploy}")
+
+    progress.phase("search")
+    examples = session.task.calibration(search.SIGNAL_EXAMPLES, seed=session.settings.seed)
+    order = tuple(
+        store.once(
+            "order", lambda: search.block_order(session, examples, search.signal(session.bundle, examples))
+        )
+    )
+    cost, _ = search.cost_model(session, pre.space, deploy, load)
+    points = search.cheap(session, pre.space, order, cost, len(load))
+    progress.log(f"{len(points)} cuts tried without training")
+
+    progress.phase("recovery")
+    training = store.once("training", lambda: _training_seconds(session, rate, len(points)))
+    trials = search.recoveries(session, points, order, training)
+
+    progress.phase("verification")
+    ranked = finish.rank(session, finish.finalists(session, trials, order, deploy), load)
+    progress.trying("the original on the verification split")
+    session.original("verify")
+    chosen, runner, outcome = finish.verify(session, ranked)
+
+    progress.phase("control, export, report")
+    labels = session.settings.use_labels
+    trained = float(chosen.record.get("seconds", 0.0))
+    controlled = store.once("control", lambda: finish.control(session, trained, labels)) if trained else None
+    described = _describe(session, pre, baselines, chosen, runner, outcome, load, reference)
+    described |= {"control": controlled, "trials": _trials(session, len(load)), "command": command}
+    described |= {"seconds": round(time.time() - started, 1), "warnings": session.warnings}
+    return _deliver(session, described, chosen, outcome)
+
+
+def _training_seconds(session: Session, rate: float, cuts: int) -> float:
+    """What is left for recovery when everything after it has its share."""
+    if cuts < 2:
+        return 0.0
+    splits = session.task.splits
+    exact = len(splits["verify"]) / rate
+    after = 1.3 * exact + 0.25 * len(splits["search"]) / rate * 4 + 90
+    left = max(session.left() - after, 0.0)
+    return left * (
+        0.6 if session.settings.use_labels else 0.93
+    )  # the control of labels trains as long as the winner
+
+
+def _describe(
+    session: Session, pre: Preflight, baselines: list[dict[str, Any]], chosen: finish.Finalist, runner: runners.Runner,
+    outcome: dict[str, Any], load: Sequence[Any], reference: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """The report: the chosen model raced against every baseline once more, and where its time goes."""
+    settings, task, bundle = session.settings, session.task, session.bundle
+    race, latencies = _final_race(session, runner, load)
+    mine = race.pop("chosen")
+    for row in baselines:
+        if row["name"] in race:
+            row["throughput"] = len(load) / race[row["name"]].median
+            row["latency_ms"] = (
+                1000 * latencies[row["name"]] if row["name"] in latencies else row["latency_ms"]
+            )
+    size = finish.deployed_bytes(Path(outcome["folder"]), chosen)
+    batch = bundle.collate(load[: min(settings.batch, 32)])
+    small = chosen.bundle.collate(load[: min(settings.batch, 32)])
+    return {
+        "version": __version__,
+        "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "machine": measure.machine(),
+        "model": {
+            "name": bundle.source or type(bundle.model).__name__,
+            "family": pre.family,
+            "parameters": bundle.parameters,
+            "size_bytes": 4 * bundle.parameters,
+        },
+        "task": {
+            "name": task.name,
+            "metric": task.metric.name,
+            "higher_is_better": task.metric.higher_is_better,
+            "splits": pre.splits,
+            "note": f"smallest loss this data can resolve: {100 * pre.resolvable:.2g} %",
+        },
+        "goal": settings.goal,
+        "floor": settings.floor if settings.max_drop is None else None,
+        "max_drop": settings.max_drop,
+        "confidence": settings.confidence,
+        "use_labels": settings.use_labels,
+        "budget_seconds": settings.budget,
+        "verdict": _verdict(session, chosen, outcome),
+        "original": {
+            "quality": interval_dict(interval(session.original("verify"), settings.confidence)),
+            "quality_search": interval_dict(interval(reference, settings.confidence)),
+        },
+        "baselines": baselines,
+        "chosen": {
+            "name": chosen.name,
+            "quality": outcome["quality"],
+            "ratio": outcome["ratio"],
+            "latency_ms": 1000 * latencies["chosen"],
+            "throughput": len(load) / mine.median,
+            "size_bytes": size,
+            "parameters": chosen.bundle.parameters,
+            "recipe": [{"step": type(s).__name__, "parameters": fields_of(s)} for s in chosen.recipe.steps],
+            "deploy": fields_of(chosen.recipe.deploy),
+            "speedups": {
+                name: interval_dict(mean_interval([a / b for a, b in zip(timing.seconds, mine.seconds)]))
+                for name, timing in race.items()
+            },
+        },
+        "steps": finish.step_costs(session, chosen, outcome, load),
+        "layers": {"before": measure.profile(bundle, batch), "after": measure.profile(chosen.bundle, small)},
+        "why_not_faster": measure.why_not_faster(runner, chosen.bundle, list(load), task.reduce),
+    }
+
+
+def _final_race(
+    session: Session, runner: runners.Runner, load: Sequence[Any]
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """All baselines and the delivered model in one interleaved run."""
+    session.progress.trying("the delivered model against every baseline, interleaved")
+    built = {
+        name: runners.build(session.bundle, deploy, session.calibration(deploy.calibration))
+        for name, deploy in baseline.deploys(session.settings.batch).items()
+    } | {"chosen": runner}
+    calls: dict[str, Any] = {n: (lambda r=r: r(list(load), session.task.reduce)) for n, r in built.items()}
+    if encode := baseline.encoder(session.bundle):
+        calls[baseline.ENCODE] = lambda: encode([e["text"] for e in load], session.settings.batch)
+    timings = measure.compare(calls, rounds=5, warmup=1)
+    few = list(load)[: baseline.LATENCY_EXAMPLES]
+    latencies = {n: measure.latency(r, few, session.task.reduce).median for n, r in built.items()}
+    for name, one in built.items():
+        if name != "chosen":
+            one.close()
+    return timings, latencies
+
+
+def _verdict(session: Session, chosen: finish.Finalist, outcome: dict[str, Any]) -> dict[str, Any]:
+    ratio, floor = outcome["ratio"], session.floor
+    what = "difference" if session.settings.max_drop is not None else "of the original's quality"
+    if outcome["proven"]:
+        text = f"{chosen.name} keeps at least {ratio['bound']:.4g} {what} (asked: {floor:g})"
+    else:
+        text = (
+            f"nothing reached the floor of {floor:g}: the best honest result, {chosen.name}, is only sure to keep "
+            f"{ratio['bound']:.4g} {what}"
+        )
+    return {
+        "proven": outcome["proven"],
+        "ratio": ratio,
+        "sentence": f"{text} at {100 * outcome['confidence']:.3g} % confidence, on data the search never saw.",
+        "exit_code": 0 if outcome["proven"] else 3,
+    }
+
+
+def _trials(session: Session, n_load: int) -> list[dict[str, Any]]:
+    """Every trial as the report shows it."""
+    rows = []
+    for trial in session.store.trials():
+        rows.append(
+            {
+                "id": trial["id"],
+                "name": trial["name"],
+                "recipe": trial.get("cut"),
+                "deploy": None,
+                "state": trial["state"] if trial["state"] != "running" else "stopped",
+                "rung": trial["rung"],
+                "seconds": trial.get("seconds", 0.0),
+                "predicted_ms": trial.get("predicted_ms"),
+                "latency_ms": None,
+                "throughput": 1000 / trial["predicted_ms"] if trial.get("predicted_ms") else None,
+                "quality": trial.get("quality"),
+                "ratio": trial.get("ratio"),
+                "size_bytes": trial.get("parameters"),
+                "parameters": trial.get("parameters"),
+                "distance": trial.get("distance"),
+                "error": trial.get("error"),
+            }
+        )
+    return rows
+
+
+def _deliver(
+    session: Session, described: dict[str, Any], chosen: finish.Finalist, outcome: dict[str, Any]
+) -> Result:
+    """Card, recipe, reload guarantee, report; then everything into the user's folder."""
+    session.progress.trying("reloading in a fresh process without lightformers")
+    folder = Path(outcome["folder"])
+    described["reload"] = finish.reload(session, chosen, folder)
+    described["usage"] = finish.usage(session, chosen)
+    write_text(folder / "recipe.yaml", chosen.recipe.to_yaml())
+    finish.card(session, described, folder)
+    finish.publish(session, folder)
+    report.write(described, session.store.out)
+    broken = [r["format"] for r in described["reload"] if not r["ok"]]
+    if broken:
+        raise UserError(
+            f"the reload guarantee is broken for {', '.join(broken)}: see {session.store.out / 'report.html'}"
+        )
+    return Result(session.store.out, described, bool(outcome["proven"]))
+
+
+__all__ = ["Result", "Settings", "slim"]

@@ -1,0 +1,285 @@
+"""The search: what each cut costs and breaks before training, then recovery in rungs.
+
+Cheap trials (rung 0) are sampled by Optuna over two objectives, predicted time and output distance; each takes
+about a second. The frontier of these goes into recovery: many candidates a little, the best the rest (`plan`).
+Optuna's multi-objective studies know no pruning, so the rungs are kept in our own table.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightformers import measure, runners
+from lightformers.bundle import Batch, Bundle, Example
+from lightformers.errors import UserError
+from lightformers.files import replacing
+from lightformers.slim import plan
+from lightformers.slim.session import Session, interval_dict
+from lightformers.slim.space import CostModel, Cut, Space, grid, steps_of
+from lightformers.steps import Deploy, Recipe, Run
+
+SIGNAL_EXAMPLES = 48
+CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
+GREEDY_DEPTH = 16  # deeper models rank their blocks once instead of after every removal
+
+
+def signal(bundle: Bundle, examples: Sequence[Example]) -> list[np.ndarray]:
+    """What the model says, one array per example: the embedding, or logits of every valid position."""
+
+    def reduce(outputs: Mapping[str, Tensor], batch: Batch) -> list[np.ndarray]:
+        values = outputs["embedding"] if "embedding" in outputs else outputs["logits"]
+        values = values.float()
+        if values.ndim == 3:
+            mask = batch.inputs["attention_mask"].bool()
+            return [(v[m] - v[m].mean(-1, keepdim=True)).numpy() for v, m in zip(values, mask)]
+        return list(values.numpy())
+
+    runner = runners.build(bundle, Deploy(precision="bf16", batching="sorted", batch_size=16))
+    try:
+        return runner(list(examples), reduce)
+    finally:
+        runner.close()
+
+
+def distance(new: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> float:
+    """Share of the variance of the original's outputs that the new ones miss: 0 is equal, 1 is as bad as the mean."""
+    flat_new = np.concatenate([x.reshape(-1, x.shape[-1]) for x in new])
+    flat_old = np.concatenate([x.reshape(-1, x.shape[-1]) for x in old])
+    return float(((flat_new - flat_old) ** 2).sum() / max(((flat_old - flat_old.mean(0)) ** 2).sum(), 1e-12))
+
+
+def block_order(session: Session, examples: Sequence[Example], reference: list[np.ndarray]) -> list[int]:
+    """Blocks in the order in which they can best be spared, found by leaving each out in turn."""
+    from lightformers import anatomy
+
+    depth = len(anatomy.of(session.bundle.model).blocks)
+    left, order = list(range(depth)), []
+    while len(left) > 1:
+        costs = {}
+        for block in left:
+            session.progress.trying(
+                f"sensitivity: without block {block}" + (f" ({len(order)} gone)" if order else "")
+            )
+            costs[block] = distance(signal(_without(session.bundle, left, block), examples), reference)
+        if depth > GREEDY_DEPTH:
+            return sorted(costs, key=costs.__getitem__)
+        order.append(min(costs, key=costs.__getitem__))
+        left.remove(order[-1])
+    return [*order, left[0]]
+
+
+def _without(bundle: Bundle, left: Sequence[int], block: int) -> Bundle:
+    from lightformers.compress import DropBlocks
+
+    return Recipe([DropBlocks(blocks=tuple(b for b in left if b != block))]).apply(bundle)
+
+
+def cost_model(
+    session: Session, space: Space, deploy: Deploy, load: Sequence[Example]
+) -> tuple[CostModel, dict[str, float]]:
+    """Measure the grid as deployed, interleaved, and fit the cost of every cut from it.
+
+    Weights do not matter for time, so the grid is cut without data and never trained.
+    """
+
+    def make() -> dict[str, Any]:
+        cuts = grid(space)
+        built = {}
+        try:
+            for cut in cuts:
+                session.progress.trying(f"latency grid: {cut.name}")
+                built[cut.name] = runners.build(
+                    student(session, cut, tuple(range(space.blocks[0]))), deploy, session.calibration(8)
+                )
+            calls = {n: (lambda r=r: r(list(load), session.task.reduce)) for n, r in built.items()}
+            timings = measure.compare(calls, rounds=3, warmup=1)
+        finally:
+            for runner in built.values():
+                runner.close()
+        return {"cuts": [vars(c) for c in cuts], "seconds": [timings[c.name].min for c in cuts]}
+
+    found = session.store.once("grid", make)
+    cuts = [Cut(**c) for c in found["cuts"]]
+    return CostModel.fit(cuts, found["seconds"]), {c.name: s for c, s in zip(cuts, found["seconds"])}
+
+
+def student(session: Session, cut: Cut, order: tuple[int, ...]) -> Bundle:
+    """The original with `cut` made, not trained."""
+    steps = steps_of(cut, len(order), order)
+    return (
+        Recipe(steps).apply(session.bundle, session.task, Run(seed=session.settings.seed))
+        if steps
+        else session.bundle.copy()
+    )
+
+
+def cheap(
+    session: Session, space: Space, order: tuple[int, ...], cost: CostModel, n_load: int
+) -> list[dict[str, Any]]:
+    """Trials without training: predicted milliseconds an example, and how far the outputs move."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    examples = session.task.calibration(SIGNAL_EXAMPLES, seed=session.settings.seed)
+    reference = signal(session.bundle, examples)
+    size = len(list(space))
+    sampler: Any = optuna.samplers.BruteForceSampler(seed=session.settings.seed)
+    if size > 64:
+        sampler = optuna.samplers.TPESampler(seed=session.settings.seed, multivariate=True)
+    study = optuna.create_study(
+        storage=f"sqlite:///{session.store.path}", study_name="cuts", sampler=sampler,
+        directions=["minimize", "minimize"], load_if_exists=True,
+    )  # fmt: skip
+    for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+        study.tell(stale.number, state=optuna.trial.TrialState.FAIL)
+    end = time.monotonic() + min(CHEAP_SHARE * session.settings.budget, max(session.left() * 0.3, 5))
+    tried = len(study.get_trials(deepcopy=False))
+    while tried < min(size, 400) and time.monotonic() < end:
+        trial = study.ask()
+        cut = Cut(
+            trial.suggest_categorical("blocks", list(space.blocks)),
+            trial.suggest_categorical("channels", list(space.channels)),
+            trial.suggest_categorical("heads", list(space.heads)),
+            trial.suggest_categorical("width", list(space.width)),
+            trial.suggest_categorical("rank", list(space.rank)),
+        )
+        tried += 1
+        predicted = 1000 * cost.seconds(cut) / n_load
+        record = {"cut": vars(cut), "predicted_ms": predicted, "seconds": 0.0}
+        session.progress.trying(f"without training: {cut.name}")
+        if session.store.begin(cut.name, 0, record):
+            try:
+                cut_model = student(session, cut, order)
+                moved = distance(signal(cut_model, examples), reference)
+                session.store.end(cut.name, 0, {"distance": moved, "parameters": cut_model.parameters})
+            except (RuntimeError, MemoryError, UserError) as error:
+                session.store.end(cut.name, 0, {"error": str(error).splitlines()[0]}, "failed")
+        known = session.store.trial(cut.name, 0) or {}
+        if "distance" in known:
+            study.tell(trial, [predicted, known["distance"]])
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    return [t for t in session.store.trials() if t["rung"] == 0 and "distance" in t]
+
+
+def recoveries(
+    session: Session, points: list[dict[str, Any]], order: tuple[int, ...], training: float
+) -> list[dict[str, Any]]:
+    """Train the frontier in rungs within `training` seconds; returns the latest record of each candidate."""
+    whole = max(p["predicted_ms"] for p in points)
+    worth = [p for p in points if p["predicted_ms"] < 0.95 * whole]
+    rounds = session.store.once(
+        "rungs", lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)))]
+    )
+    current: list[dict[str, Any]] = []
+    for number, rung in enumerate((plan.Rung(**r) for r in rounds), start=1):
+        if number == 1:
+            chosen = plan.spread(worth, rung.count)
+        else:
+            chosen = plan.promote(
+                [t for t in current if t["state"] == "complete"],
+                rung.count,
+                target(session, current),
+                rung.seconds,
+            )
+        for trial in chosen:
+            done = recover(session, trial, number, rung.seconds, order)
+            current = [t for t in current if t["name"] != done["name"]] + [done]
+            _show_best(session, current)
+    return [t for t in current if t["state"] == "complete"]
+
+
+def target(session: Session, trials: list[dict[str, Any]]) -> float:
+    """The ratio on the search split that makes passing verification likely: the floor and the margin of its bound."""
+    known = [t["ratio_interval"] for t in trials if "ratio_interval" in t]
+    if not known:
+        return session.floor
+    margin = float(np.median([k["estimate"] - k["bound"] for k in known]))
+    sizes = len(session.task.splits["search"]) / len(session.task.splits["verify"])
+    return session.floor + margin * sizes**0.5
+
+
+def recover(
+    session: Session, trial: dict[str, Any], rung: int, seconds: float, order: tuple[int, ...]
+) -> dict[str, Any]:
+    """One recovery: build or pick up the candidate, train it, score it on the search split, keep its weights."""
+    name, cut = trial["name"], Cut(**trial["cut"])
+    trained = trial["seconds"] + seconds
+    record = {k: trial[k] for k in ("cut", "predicted_ms", "distance", "parameters")} | {"seconds": trained}
+    if session.store.begin(name, rung, record):
+        session.progress.trying(f"recovering {name} for {seconds:.0f} s (round {rung})")
+        try:
+            model = student(session, cut, order)
+            if rung > 1:
+                load_weights(model, checkpoint(session, name, rung - 1))
+            run = Run(
+                teacher=session.bundle, seed=session.settings.seed + rung, seconds=seconds,
+                use_labels=session.settings.use_labels, progress=lambda e: session.progress.training(**e),
+            )  # fmt: skip
+            model = recovery().apply(model, session.task, run)
+            save_weights(model, checkpoint(session, name, rung))
+            scores = session.score(model, session.brisk, "search", f"{slug(name)}-{rung}")
+            ratio = session.compare(scores, "search")
+            session.store.end(
+                name,
+                rung,
+                {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio), "quality": scores.value},
+            )
+        except (RuntimeError, MemoryError, UserError) as error:
+            if isinstance(error, OSError):
+                raise
+            session.store.end(name, rung, {"error": str(error).splitlines()[0]}, "failed")
+            session.warn(f"{name}: {str(error).splitlines()[0]}; the search goes on")
+        gc.collect()
+    return session.store.trial(name, rung) or {}
+
+
+def recovery() -> Any:
+    """The recovery step of the search."""
+    from lightformers.compress import Recover
+
+    return Recover()
+
+
+def slug(name: str) -> str:
+    return name.replace(", ", "-").replace(" ", "_")
+
+
+def checkpoint(session: Session, name: str, rung: int) -> Path:
+    return session.store.folder / "weights" / f"{slug(name)}-{rung}.safetensors"
+
+
+def save_weights(bundle: Bundle, path: Path) -> None:
+    """Keep the weights of a candidate; tied ones once."""
+    from safetensors.torch import save_model
+
+    with replacing(path) as temporary:
+        save_model(bundle.model, str(temporary))
+
+
+def load_weights(bundle: Bundle, path: Path) -> None:
+    from safetensors.torch import load_model
+
+    load_model(bundle.model, str(path))
+
+
+def _show_best(session: Session, trials: list[dict[str, Any]]) -> None:
+    goal = target(session, trials)
+    done = [t for t in trials if t["state"] == "complete"]
+    able = [t for t in done if t["ratio"] >= goal]
+    best = (
+        min(able, key=lambda t: t["predicted_ms"])
+        if able
+        else max(done, key=lambda t: t["ratio"], default=None)
+    )
+    if best:
+        session.progress.best(
+            f"{best['name']}: {best['ratio']:.3f} of the original, {best['predicted_ms']:.2f} ms an example"
+        )

@@ -1,0 +1,110 @@
+"""What all phases of a run share: the request, the store, the clock, and one way to score a model."""
+
+from __future__ import annotations
+
+import gc
+import importlib.util
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from lightformers import runners, stats
+from lightformers.bundle import Bundle, Example
+from lightformers.slim.progress import Progress
+from lightformers.slim.settings import Settings
+from lightformers.slim.store import Store
+from lightformers.stats import Bound, Scores
+from lightformers.steps import Deploy
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def runtime() -> str:
+    """The runtime that quality is scored on and results are deployed to: OpenVINO where it is installed."""
+    return "openvino" if installed("openvino") and installed("nncf") else "torch"
+
+
+@dataclass
+class Session:
+    """One run of slim. `deadline` is on the monotonic clock."""
+
+    bundle: Bundle
+    task: Any
+    settings: Settings
+    store: Store
+    progress: Progress
+    deadline: float
+    warnings: list[str] = field(default_factory=list)
+
+    def left(self) -> float:
+        """Seconds until the budget is spent."""
+        return self.deadline - time.monotonic()
+
+    def warn(self, text: str) -> None:
+        if text not in self.warnings:
+            self.warnings.append(text)
+            self.progress.log(text)
+
+    # quality -----------------------------------------------------------------------------------
+    @property
+    def exact(self) -> Deploy:
+        """How the original is scored: full precision, sorted batches (order and padding change no result)."""
+        return Deploy(runtime=runtime(), precision="fp32", batching="sorted", batch_size=64, max_tokens=4096)  # type: ignore[arg-type]
+
+    @property
+    def brisk(self) -> Deploy:
+        """How candidates are scored while searching: bf16, a near-free loss that finalists are then checked for."""
+        return Deploy(runtime=runtime(), precision="bf16", batching="sorted", batch_size=64, max_tokens=4096)  # type: ignore[arg-type]
+
+    def calibration(self, n: int = 24) -> Sequence[Example]:
+        return self.task.calibration(n, seed=self.settings.seed)
+
+    def score(self, bundle: Bundle, deploy: Deploy, split: str, key: str, limit: int | None = None) -> Scores:
+        """Per-example scores of `bundle` run as `deploy`; kept on disk under `key`."""
+
+        def evaluate() -> Scores:
+            runner = runners.build(bundle, deploy, self.calibration(deploy.calibration))
+            try:
+                return self.task.evaluate(runner, split, limit)
+            finally:
+                runner.close()
+                gc.collect()
+
+        return self.store.scores(key, evaluate, self.task.metric)
+
+    def original(self, split: str, limit: int | None = None) -> Scores:
+        """Scores of the original in full precision."""
+        key = f"original-{split}" + (f"-{limit}" if limit else "")
+        return self.score(self.bundle, self.exact, split, key, limit)
+
+    def compare(self, new: Scores, split: str, confidence: float | None = None) -> Bound:
+        """Paired comparison with the original on a split: a ratio, or a difference under `--max-drop`."""
+        limited = len(new) < len(
+            self.task.splits[split]
+        )  # candidates of a pool are limited with it: score both so
+        old = self.original(split, len(new) if limited else None)
+        confidence = confidence or self.settings.confidence
+        if self.settings.max_drop is not None:
+            return stats.difference(new, old, confidence)
+        return stats.ratio(new, old, confidence)
+
+    @property
+    def floor(self) -> float:
+        """What the bound must reach: the floor, or minus the allowed drop."""
+        return -self.settings.max_drop if self.settings.max_drop is not None else self.settings.floor
+
+
+def interval_dict(value: stats.Interval) -> dict[str, float]:
+    return {k: round(float(v), 6) for k, v in vars(value).items()}
+
+
+def cores() -> int:
+    """Cores this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1

@@ -1,0 +1,167 @@
+"""Which cuts can be made of this model, and what each of them costs to run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lightformers import anatomy
+from lightformers.bundle import Bundle
+from lightformers.slim.settings import Settings
+from lightformers.steps import Step
+
+#: Shares of a width that the search tries. Finer steps cost more trials than they find.
+CHANNELS = (1.0, 0.75, 0.5, 0.375, 0.25)
+HEADS = (1.0, 0.75, 0.5)
+WIDTHS = (1.0, 0.75, 0.5)
+RANKS = (1.0, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A point of the search space: how many blocks, and which share of channels, heads, width and rank stay."""
+
+    blocks: int
+    channels: float = 1.0
+    heads: float = 1.0
+    width: float = 1.0
+    rank: float = 1.0
+
+    @property
+    def name(self) -> str:
+        parts = [f"{self.blocks} blocks"]
+        parts += [f"{k} {v:g}" for k, v in (("ffn", self.channels), ("heads", self.heads)) if v < 1]
+        parts += [f"{k} {v:g}" for k, v in (("width", self.width), ("rank", self.rank)) if v < 1]
+        return ", ".join(parts)
+
+    def work(self) -> np.ndarray:
+        """Features of the cost of a pass: constant, per block, attention and feed-forward arithmetic."""
+        attention = self.blocks * self.width * self.heads * self.rank
+        return np.array(
+            [1.0, self.blocks * self.width, attention, self.blocks * self.width * self.channels * self.rank]
+        )
+
+
+@dataclass(frozen=True)
+class Space:
+    """The cuts that are open for this model, with the reason for each that is closed."""
+
+    blocks: tuple[int, ...]
+    channels: tuple[float, ...]
+    heads: tuple[float, ...]
+    width: tuple[float, ...]
+    rank: tuple[float, ...]
+    closed: tuple[str, ...]
+
+    @property
+    def whole(self) -> Cut:
+        return Cut(self.blocks[0])
+
+    def __iter__(self) -> Iterator[Cut]:
+        for blocks in self.blocks:
+            for channels in self.channels:
+                for heads in self.heads:
+                    for width in self.width:
+                        for rank in self.rank:
+                            yield Cut(blocks, channels, heads, width, rank)
+
+
+def draw(bundle: Bundle, settings: Settings) -> Space:
+    """The space of this model under this request: what anatomy can cut, the family reloads and the user allows."""
+    found = anatomy.of(bundle.model)
+    depth = len(found.blocks)
+    closed: list[str] = []
+
+    def opened(step: str, cut: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
+        if not settings.allows(step):
+            closed.append(f"{step}: left out as asked")
+            return choices[:1]
+        reason = anatomy.native(bundle.model, cut)
+        if reason and not settings.allow_custom:
+            closed.append(f"{step}: {reason} (--allow-custom opens it)")
+            return choices[:1]
+        return choices
+
+    stacks = {b.stack for b in found.blocks}
+    depths = tuple(range(depth, max(1, depth // 3) - 1, -1)) if len(stacks) == 1 else (depth,)
+    if len(stacks) > 1:
+        closed.append("DropBlocks: a model of two stacks is not shortened by the search yet")
+    rank: tuple[float, ...] = (1.0,)
+    if settings.allow_custom and settings.allows("LowRank"):
+        rank = RANKS
+    else:
+        closed.append(
+            "LowRank: plain transformers cannot express factorized layers (--allow-custom opens it)"
+        )
+    widths = WIDTHS
+    if bundle.pooling is not None:
+        closed.append("PruneWidth: vectors of another size would not fit the user's index")
+        widths = (1.0,)
+    return Space(
+        opened("DropBlocks", "blocks", depths),
+        opened("PruneChannels", "channels", CHANNELS),
+        opened("PruneHeads", "heads", HEADS),
+        opened("PruneWidth", "width", widths) if len(widths) > 1 else widths,
+        rank,
+        tuple(closed),
+    )
+
+
+def steps_of(cut: Cut, depth: int, order: tuple[int, ...]) -> list[Step]:
+    """The steps that make `cut` of a model of `depth` blocks; `order`: blocks, the one to drop first in front."""
+    from lightformers.compress import DropBlocks, LowRank, PruneChannels, PruneHeads, PruneWidth
+
+    steps: list[Step] = []
+    if cut.blocks < depth:
+        dropped = set(order[: depth - cut.blocks])
+        steps.append(DropBlocks(blocks=tuple(i for i in range(depth) if i not in dropped)))
+    if cut.width < 1:
+        steps.append(PruneWidth(keep=cut.width))
+    if cut.heads < 1:
+        steps.append(PruneHeads(keep=cut.heads))
+    if cut.channels < 1:
+        steps.append(PruneChannels(keep=cut.channels))
+    if cut.rank < 1:
+        steps.append(LowRank(rank=cut.rank))
+    return steps
+
+
+def grid(space: Space) -> list[Cut]:
+    """The few cuts whose measured cost fixes the model of all others: the whole, and each kind halved."""
+    whole = space.whole
+    middle = space.blocks[len(space.blocks) // 2]
+    points = [whole]
+    if len(space.blocks) > 1:
+        points.append(Cut(middle))
+    for kind in ("channels", "heads", "width", "rank"):
+        choices = getattr(space, kind)
+        if len(choices) > 1:
+            points.append(Cut(whole.blocks, **{kind: choices[-1]}))
+    return points
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Seconds of a pass as a non-negative sum of the features of `Cut.work`, fitted on the measured grid."""
+
+    weights: tuple[float, ...]
+
+    @classmethod
+    def fit(cls, cuts: list[Cut], seconds: list[float]) -> CostModel:
+        features = np.stack([c.work() for c in cuts])
+        target = np.asarray(seconds)
+        weights = np.zeros(features.shape[1])
+        active = list(range(features.shape[1]))
+        while active:  # least squares; a feature that comes out negative is dropped and the rest fitted again
+            solution = np.linalg.lstsq(features[:, active], target, rcond=None)[0]
+            if (solution >= -1e-12).all():
+                weights[active] = np.clip(solution, 0, None)
+                break
+            active.pop(int(solution.argmin()))
+        return cls(tuple(float(w) for w in weights))
+
+    def seconds(self, cut: Cut) -> float:
+        return float(cut.work() @ np.asarray(self.weights))
