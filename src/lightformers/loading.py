@@ -48,7 +48,8 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
         from lightformers.manifest import build_from_manifest
 
         model: nn.Module = build_from_manifest(folder, config)
-        task = task or head_of(type(model).__name__)
+        task = task or ("embedding" if sentence else head_of(type(model).__name__))
+        _check_head(type(model).__name__, task)
     else:
         model, task = _model(root, config, task or ("embedding" if sentence else None), trust_remote_code)
     _check_weights(model)
@@ -61,6 +62,17 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
     elif task == "embedding":
         bundle.pooling = Pooling()
     return bundle
+
+
+def _check_head(class_name: str, task: str | None) -> None:
+    if task is None or task == "embedding" or class_name.endswith(HEADS[task][1]):
+        return
+    found = head_of(class_name)
+    raise ModelError(
+        f"the model is a {class_name}{f' (task {found})' if found else ''}, which has no trained head for {task}; "
+        + (f"use --task {found}, or " if found else "")
+        + f"fine-tune it for {task} first"
+    )
 
 
 def head_of(class_name: str) -> str | None:
@@ -125,13 +137,8 @@ def _model(
 
     named = (getattr(config, "architectures", None) or [None])[0]
     auto = HEADS[task][0] if task else "AutoModel"
-    if task and task != "embedding" and named and not named.endswith(HEADS[task][1]):
-        found = head_of(named)
-        raise ModelError(
-            f"the model is a {named}{f' (task {found})' if found else ''}, which has no trained head for {task}; "
-            + (f"use --task {found}, or " if found else "")
-            + f"fine-tune it for {task} first"
-        )
+    if named:
+        _check_head(named, task)
     cls = getattr(transformers, named, None) if named and (task != "embedding") else None
     loader = cls if cls is not None else getattr(transformers, auto)
     try:

@@ -1,0 +1,118 @@
+"""What OpenVINO and ONNX exports share: sample inputs, moving axes, and the record of how to run the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightformers.bundle import Bundle, Example
+from lightformers.errors import ModelError
+from lightformers.files import write_json
+from lightformers.steps import Deploy
+
+DEPLOY_FILE = "deploy.json"
+#: Calibration goes in small batches: their count, not their size, is what post-training quantization takes time for.
+CALIBRATION_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph on disk. path: its folder. size: bytes. method: what made it. note: what a user must know, or empty."""
+
+    path: Path
+    size: int
+    method: str
+    note: str = ""
+    properties: dict[str, Any] = field(default_factory=dict)
+
+
+class Positional(nn.Module):
+    """`module(**inputs)` as `forward(*values)`, for tracers that know positions only. Returns the named output."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str], output: str) -> None:
+        super().__init__()
+        self.module = module
+        self.names = list(names)
+        self.output = output
+
+    def forward(self, *values: Tensor) -> Tensor:
+        outputs: Any = self.module(**dict(zip(self.names, values)))
+        return outputs[self.output]
+
+
+def batches(
+    bundle: Bundle, examples: Sequence[Example], size: int = CALIBRATION_BATCH
+) -> list[dict[str, Tensor]]:
+    """Inputs of the model, in batches of `size`."""
+    return [bundle.collate(examples[i : i + size]).inputs for i in range(0, len(examples), size)]
+
+
+def sample(bundle: Bundle, calibration: Sequence[Example] | None) -> dict[str, Tensor]:
+    """Inputs to trace with: at least two examples of at least two tokens, so that no axis looks constant."""
+    examples = list(calibration or ())[:4]
+    if not examples:
+        if "pixel_values" in str(getattr(bundle.model, "main_input_name", "")):
+            import numpy as np
+
+            examples = [{"image": np.full((64, 64, 3), shade, dtype=np.uint8)} for shade in (64, 192)]
+        else:
+            examples = [{"text": "a few words to trace the model with"}, {"text": "and some more"}]
+    return bundle.collate((examples * 2)[: max(len(examples), 2)]).inputs
+
+
+def moving_axes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
+    """Batch and length move; the sides of an image do not (position embeddings fix them)."""
+    auto = torch.export.Dim.AUTO
+    return {name: {0: auto, 1: auto} if value.dim() == 2 else {0: auto} for name, value in inputs.items()}
+
+
+def output_name(bundle: Bundle) -> str:
+    """The output that counts: "embedding", "logits", or the states of a bare backbone."""
+    if bundle.pooling is not None:
+        return "embedding"
+    return "logits" if bundle.task else "last_hidden_state"
+
+
+def write_deploy(
+    folder: Path,
+    bundle: Bundle,
+    deploy: Deploy,
+    properties: dict[str, Any],
+    method: str,
+    inputs: Sequence[str],
+) -> None:
+    """`deploy.json` beside the graph: how it is meant to be run, in words that need no lightformers to read."""
+    write_json(
+        folder / DEPLOY_FILE,
+        {
+            "runtime": deploy.runtime,
+            "precision": deploy.precision,
+            "batching": deploy.batching,
+            "batch_size": deploy.batch_size,
+            "max_tokens": deploy.max_tokens,
+            "threads": deploy.threads,
+            "streams": deploy.streams,
+            "properties": properties,
+            "inputs": list(inputs),
+            "output": output_name(bundle),
+            "max_length": bundle.max_length,
+            "method": method,
+        },
+    )
+
+
+def ready(bundle: Bundle) -> nn.Module:
+    """The module to export, in evaluation mode and on the CPU."""
+    if bundle.processor is None:
+        raise ModelError("exporting needs sample inputs, and this bundle has no tokenizer or image processor")
+    return bundle.module().eval()
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of all files under `folder`."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
