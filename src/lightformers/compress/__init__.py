@@ -1,0 +1,44 @@
+"""Steps that make a model smaller. Each is a frozen dataclass; `Recipe` strings them together.
+
+Loaded on first use. `__all__` is the closed list of steps that a recipe file may name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+_STEPS = {
+    "DropBlocks": "lightformers.compress.prune.blocks",
+    "PruneChannels": "lightformers.compress.prune.channels",
+    "PruneHeads": "lightformers.compress.prune.heads",
+    "PruneWidth": "lightformers.compress.prune.width",
+    "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
+    "LowRank": "lightformers.compress.factorize.low_rank",
+    "LLMInt8": "lightformers.compress.quantize.llm_int8",
+    "TrimVocabulary": "lightformers.compress.vocabulary",
+    "MiniLM": "lightformers.compress.distill",
+    "Recover": "lightformers.compress.distill",
+}
+__all__ = sorted(_STEPS)
+
+if TYPE_CHECKING:
+    from lightformers.compress.distill import MiniLM, Recover
+    from lightformers.compress.factorize.low_rank import LowRank
+    from lightformers.compress.prune.blocks import DropBlocks
+    from lightformers.compress.prune.channels import PruneChannels
+    from lightformers.compress.prune.essential_sparsity import EssentialSparsity
+    from lightformers.compress.prune.heads import PruneHeads
+    from lightformers.compress.prune.width import PruneWidth
+    from lightformers.compress.quantize.llm_int8 import LLMInt8
+    from lightformers.compress.vocabulary import TrimVocabulary
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _STEPS:
+        raise AttributeError(f"module 'lightformers.compress' has no attribute {name!r}")
+    return getattr(importlib.import_module(_STEPS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

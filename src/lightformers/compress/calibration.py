@@ -1,0 +1,246 @@
+"""The one calibration runner: what scores ask for, collected in one pass over a task's examples, and remembered.
+
+Steps ask with `collect(bundle, task, ...)`. What was collected is kept for the last few models (known by their
+weights, so that copies of one model share it), because a search calls many steps on the same model.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightformers import anatomy
+from lightformers.bundle import Batch, Bundle, Example
+from lightformers.errors import DataError, UserError
+
+#: Padded tokens in one calibration batch: large enough for the matrix units, small enough for any memory.
+_BATCH_TOKENS = 4096
+_REMEMBERED_MODELS = 3
+
+
+@dataclass
+class Inputs:
+    """Moments of what enters a layer, over all tokens that are no padding. Sums, float32 (float64 for counts)."""
+
+    rows: int
+    total: Tensor  # (h,) sum of x
+    absolute: Tensor  # (h,) sum of |x|
+    square: Tensor  # (h,) sum of x^2
+    products: Tensor | None = None  # (h, h) sum of x x^T
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.rows
+
+    @property
+    def magnitude(self) -> Tensor:
+        """Mean of |x| per feature."""
+        return self.absolute / self.rows
+
+    @property
+    def power(self) -> Tensor:
+        """Mean of x^2 per feature."""
+        return self.square / self.rows
+
+    @property
+    def gram(self) -> Tensor:
+        """Mean of x x^T, (h, h): the uncentred second moments."""
+        if self.products is None:
+            raise UserError("second moments were not collected: ask for them with collect(grams=...)")
+        return self.products / self.rows
+
+
+@dataclass
+class Statistics:
+    """What one or more calibration passes found out about one model.
+
+    inputs: path of a layer -> moments of its input. similarity: path of a block -> mean cosine of its input and
+    output, over tokens. notes: anything else that was derived from this model and these examples.
+    """
+
+    inputs: dict[str, Inputs] = field(default_factory=dict)
+    similarity: dict[str, float] = field(default_factory=dict)
+    notes: dict[Any, Any] = field(default_factory=dict)
+
+
+_memory: OrderedDict[tuple[Any, ...], Statistics] = OrderedDict()
+
+
+def forget() -> None:
+    """Drop everything that was remembered."""
+    _memory.clear()
+
+
+def fingerprint(model: nn.Module) -> int:
+    """A number that tells models apart by structure and weights; equal for copies of one model."""
+    code = zlib.crc32(type(model).__name__.encode())
+    for name, tensor in model.state_dict().items():
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        code = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), code)
+        code = zlib.crc32(flat.view(torch.uint8).numpy().data, code) if flat.numel() else code
+    return code
+
+
+def examples_of(task: Any, n: int, seed: int = 0) -> list[Example]:
+    """The calibration examples of a task. Raises UserError without a task, DataError if it has none."""
+    if task is None:
+        raise UserError(
+            "this step looks at data: give a task (Recipe.apply(bundle, task)), or set the fields of the step that "
+            "make it do without"
+        )
+    if n < 1:
+        raise UserError(f"examples must be at least 1, got {n}")
+    examples = list(task.calibration(n, seed=seed))
+    if not examples:
+        raise DataError("the task has no examples to calibrate on: its train split is empty")
+    return examples
+
+
+def batches(bundle: Bundle, examples: Sequence[Example], max_tokens: int = _BATCH_TOKENS) -> list[Batch]:
+    """Padded batches of similar lengths, on the model's device, of at most `max_tokens` padded tokens each."""
+    encoded = sorted(bundle.encode(examples), key=bundle.length)
+    groups: list[list[Any]] = [[]]
+    for item in encoded:
+        # images count one each and have some hundred patches: 32 of them make a batch
+        cost = bundle.length(item) if "input_ids" in item else max_tokens // 32
+        if groups[-1] and cost * (len(groups[-1]) + 1) > max_tokens:
+            groups.append([])
+        groups[-1].append(item)
+    device = next(bundle.model.parameters()).device
+    return [bundle.pad(group).to(device) for group in groups]
+
+
+def statistics(bundle: Bundle, task: Any, examples: int = 64, seed: int = 0) -> Statistics:
+    """The remembered statistics of this very model and task, or new empty ones."""
+    key = (
+        fingerprint(bundle.model),
+        getattr(task, "fingerprint", id(task)),
+        examples,
+        seed,
+        bundle.max_length,
+    )
+    found = _memory.setdefault(key, Statistics())
+    _memory.move_to_end(key)
+    while len(_memory) > _REMEMBERED_MODELS:
+        _memory.popitem(last=False)
+    return found
+
+
+def collect(
+    bundle: Bundle,
+    task: Any,
+    inputs: Sequence[str] = (),
+    grams: Sequence[str] = (),
+    blocks: Sequence[str] = (),
+    examples: int = 64,
+    seed: int = 0,
+) -> Statistics:
+    """Run the calibration examples through the model once, and collect what is asked for and not yet known.
+
+    inputs: paths of layers whose input moments are wanted. grams: the same, second moments (h x h) too.
+    blocks: paths of blocks whose input-output similarity is wanted.
+    Raises UserError without a task.
+    """
+    chosen = examples_of(task, examples, seed)
+    found = statistics(bundle, task, examples, seed)
+    full = [p for p in dict.fromkeys(grams) if p not in found.inputs or found.inputs[p].products is None]
+    plain = [p for p in dict.fromkeys(inputs) if p not in found.inputs and p not in full]
+    unseen = [p for p in dict.fromkeys(blocks) if p not in found.similarity]
+    if not (full or plain or unseen):
+        return found
+    moments: dict[str, Inputs] = {}
+    similarity: dict[str, list[float]] = {p: [0.0, 0.0] for p in unseen}
+    current: list[Tensor | None] = [None]
+    with ExitStack() as stack:
+        for path in (*plain, *full):
+            hook = _input_hook(moments, path, path in full, current)
+            stack.callback(anatomy.get(bundle.model, path).register_forward_pre_hook(hook).remove)
+        for path in unseen:
+            hook = _similarity_hook(similarity[path], current)
+            module = anatomy.get(bundle.model, path)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
+        stack.enter_context(evaluating(bundle.model))
+        module = bundle.module().eval()
+        for batch in batches(bundle, chosen):
+            current[0] = batch.inputs.get("attention_mask")
+            module(**batch.inputs)
+    if missing := [p for p in (*plain, *full) if p not in moments]:
+        raise UserError(
+            f"the calibration examples never reach {', '.join(missing[:3])}: is it part of the model?"
+        )
+    found.inputs.update(moments)
+    found.similarity.update({p: total / max(count, 1) for p, (total, count) in similarity.items()})
+    return found
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """No gradients, no dropout, no cache of keys and values; everything is put back afterwards."""
+    training, config = model.training, getattr(model, "config", None)
+    caching = getattr(config, "use_cache", None)
+    model.eval()
+    if caching is not None:
+        config.use_cache = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        if caching is not None:
+            config.use_cache = caching
+
+
+def fast_precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """bf16 autocast where the run allows it and the processor multiplies in it; else nothing changes."""
+    if dtype != "bf16":
+        return nullcontext()
+    if device.type == "cpu":
+        # private, but the only question that tells emulation from hardware; without it, full precision is safe
+        supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
+    else:
+        supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16) if supported else nullcontext()
+
+
+def real_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
+    """(batch, length, h) -> (tokens, h) without padding; where the mask is of another length, all tokens."""
+    if states.dim() == 3 and mask is not None and mask.shape == states.shape[:2] and not bool(mask.all()):
+        return states[mask.bool()]
+    return states.reshape(-1, states.shape[-1])
+
+
+def _input_hook(
+    moments: dict[str, Inputs], path: str, gram: bool, current: list[Tensor | None]
+) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        x = real_tokens(args[0].detach(), current[0]).float()
+        new = Inputs(len(x), x.sum(0), x.abs().sum(0), x.square().sum(0), x.T @ x if gram else None)
+        old = moments.get(path)
+        if old is None:
+            moments[path] = new
+            return
+        old.rows += new.rows
+        for name in ("total", "absolute", "square", "products"):
+            if (more := getattr(new, name)) is not None:
+                getattr(old, name).add_(more)
+
+    return hook
+
+
+def _similarity_hook(sums: list[float], current: list[Tensor | None]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        before = args[0] if args else kwargs["hidden_states"]
+        after = output if isinstance(output, Tensor) else output[0]
+        a, b = real_tokens(before, current[0]).float(), real_tokens(after, current[0]).float()
+        cosine = nn.functional.cosine_similarity(a, b, dim=-1)
+        sums[0] += float(cosine.sum())
+        sums[1] += len(cosine)
+
+    return hook

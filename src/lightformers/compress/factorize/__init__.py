@@ -1,0 +1,1 @@
+"""Factorization: matrices as products of smaller ones."""

@@ -1,0 +1,115 @@
+"""Leave blocks out, one after the other, and see how far the output moves. Nothing is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from lightformers import anatomy
+from lightformers.bundle import Batch, Bundle
+from lightformers.compress import calibration
+from lightformers.compress.prune.scores import output_distance
+from lightformers.steps import Run
+
+#: Rows of an output (tokens of a language model) that are compared per batch: logits of all would not fit.
+_ROWS = 512
+
+
+def removal_order(
+    bundle: Bundle, task: Any, blocks: Sequence[anatomy.Block], count: int, examples: int, run: Run
+) -> list[int]:
+    """The first `count` blocks of a stack to remove, greedily by output distance; remembered for the next call.
+
+    Each round runs the model once without the blocks that are gone, then from each candidate on: what comes before a
+    candidate is the same for all, so it is not computed again.
+    """
+    known = calibration.statistics(bundle, task, examples, run.seed)
+    order: list[int] = known.notes.setdefault(("removal_order", blocks[0].stack, len(blocks)), [])
+    if len(order) >= count:
+        return order[:count]
+    chosen = calibration.examples_of(task, examples, run.seed)
+    paths = [b.path for b in blocks]
+    modules = [anatomy.get(bundle.model, p) for p in paths]
+    module = bundle.module().eval()
+    with ExitStack() as stack:
+        stack.enter_context(calibration.evaluating(bundle.model))
+        stack.enter_context(calibration.fast_precision(next(bundle.model.parameters()).device, run.dtype))
+        data = calibration.batches(bundle, chosen)
+        references = [_rows(module(**b.inputs), b) for b in data]
+        while len(order) < count:
+            distance = dict.fromkeys((i for i in range(len(blocks)) if i not in order), 0.0)
+            for batch, (reference, distribution) in zip(data, references):
+                states = _states_at(module, modules, order, batch)
+                for i in distance:
+                    with _without(modules, order, i, states):
+                        new, _ = _rows(module(**batch.inputs), batch)
+                    distance[i] += output_distance(new, reference, distribution) * len(reference)
+            order.append(min(distance, key=lambda i: (distance[i], i)))
+    return order[:count]
+
+
+def _rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
+    """(rows, width) of what a model gives, and whether the rows are logits of a distribution."""
+    fields: Mapping[str, Any] = outputs
+    for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
+        if isinstance(value := fields.get(name), Tensor):
+            rows = calibration.real_tokens(value, batch.inputs.get("attention_mask"))
+            return rows[:: -(-len(rows) // _ROWS)].float().clone(), distribution
+    raise TypeError(
+        f"the model gives {', '.join(fields)}: no embedding, logits or last_hidden_state among them"
+    )
+
+
+def _states_at(
+    module: nn.Module, modules: Sequence[nn.Module], gone: Sequence[int], batch: Batch
+) -> dict[int, Tensor]:
+    """What enters each block while those in `gone` are left out; empty if blocks hand on more than their states."""
+    states: dict[int, Tensor] = {}
+    plain = True
+
+    def watch(index: int) -> Callable[..., None]:
+        def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            nonlocal plain
+            plain = plain and isinstance(output, Tensor)
+            states[index] = args[0] if args else kwargs["hidden_states"]
+
+        return hook
+
+    with _without(modules, gone, None, {}), ExitStack() as stack:
+        for i, block in enumerate(modules):
+            stack.callback(block.register_forward_hook(watch(i), with_kwargs=True).remove)
+        module(**batch.inputs)
+    return states if plain else {}
+
+
+@contextmanager
+def _without(
+    modules: Sequence[nn.Module], gone: Sequence[int], candidate: int | None, states: Mapping[int, Tensor]
+) -> Iterator[None]:
+    """Let blocks hand on what they are given. With known states, everything before the candidate is skipped too."""
+    skipped = {*gone} if candidate is None else {*gone, candidate}
+    with ExitStack() as stack:
+        if candidate is not None and states:
+            for i, block in enumerate(modules[: candidate + 1]):
+                stack.callback(_override(block, states[candidate] if i == candidate else None))
+        for i in skipped:
+            if not states or (candidate is not None and i > candidate):
+                # the block still runs: what it hands on beside the states (a t5's position bias) may be needed
+                stack.callback(modules[i].register_forward_hook(_hand_on, with_kwargs=True).remove)
+        yield
+
+
+def _override(block: nn.Module, states: Tensor | None) -> Callable[[], None]:
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        return (args[0] if args else kwargs["hidden_states"]) if states is None else states
+
+    block.forward = forward  # type: ignore[method-assign]
+    return lambda: delattr(block, "forward")
+
+
+def _hand_on(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    before = args[0] if args else kwargs["hidden_states"]
+    return before if isinstance(output, Tensor) else (before, *output[1:])
