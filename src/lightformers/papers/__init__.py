@@ -44,6 +44,7 @@ __all__ = [
     "Evidence",
     "Paper",
     "all",
+    "docstring",
     "evidence",
     "get",
     "join",

@@ -144,7 +144,7 @@ PAPERS = (
             "Prunes a pretrained model once by magnitude over all layers, fine-tunes with the mask fixed, "
             "and finds the sparsity at which quality breaks."
         ),
-        part="lightformers.compress.prune.magnitude:Magnitude",
+        part="lightformers.compress.prune.essential_sparsity:EssentialSparsity",
     ),
     Paper(
         slug="dsee",
