@@ -35,7 +35,7 @@ class DropBlocks:
     blocks: tuple[int, ...] | None = None
     stack: str | None = None
     score: Score = "output"
-    examples: int = 64
+    examples: int = 32
     stage: ClassVar[Stage] = Stage.DEPTH
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -101,7 +102,7 @@ def essential(
     broken = next((s for s, drop in zip(grid, loss) if not drop <= tolerance + 1e-9), None)
     free = [s for s in grid if broken is None or s < broken]
     slopes = [(b - a) / (t - s) for s, t, a, b in zip(grid, grid[1:], loss, loss[1:])]
-    bends = [after - before for before, after in zip(slopes, slopes[1:])]
+    bends = [after - before for before, after in pairwise(slopes)]
     steepest = max(range(len(bends)), key=bends.__getitem__, default=None)
     knee = grid[-1] if steepest is None or bends[steepest] <= 0 else grid[steepest + 1]
     return Essential(max(free, default=0.0), knee, broken)
@@ -110,7 +111,7 @@ def essential(
 def shares(model: nn.Module) -> dict[str, float]:
     """Share of zeros: "prunable" over the projections of all blocks, "model" over all parameters."""
     shown = masks.zeros(model, linears(anatomy.of(model)))
-    tensors: list[Tensor] = [p for p in model.parameters()]
+    tensors: list[Tensor] = list(model.parameters())
     total = sum(t.numel() for t in tensors)
     return {
         "prunable": masks.sparsity(shown),

@@ -38,11 +38,16 @@ def removal_order(
         stack.enter_context(calibration.evaluating(bundle.model))
         stack.enter_context(calibration.fast_precision(next(bundle.model.parameters()).device, run.dtype))
         data = calibration.batches(bundle, chosen)
-        references = [_rows(module(**b.inputs), b) for b in data]
+        references: list[tuple[Tensor, bool]] = []
+        if order:
+            references = [_rows(module(**b.inputs), b) for b in data]
         while len(order) < count:
             distance = dict.fromkeys((i for i in range(len(blocks)) if i not in order), 0.0)
-            for batch, (reference, distribution) in zip(data, references):
-                states = _states_at(module, modules, order, batch)
+            for place, batch in enumerate(data):
+                outputs, states = _pass(module, modules, order, batch)
+                if not order:  # nothing is gone yet: this is the reference
+                    references.append(_rows(outputs, batch))
+                reference, distribution = references[place]
                 for i in distance:
                     with _without(modules, order, i, states):
                         new, _ = _rows(module(**batch.inputs), batch)
@@ -63,10 +68,10 @@ def _rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     )
 
 
-def _states_at(
+def _pass(
     module: nn.Module, modules: Sequence[nn.Module], gone: Sequence[int], batch: Batch
-) -> dict[int, Tensor]:
-    """What enters each block while those in `gone` are left out; empty if blocks hand on more than their states."""
+) -> tuple[Any, dict[int, Tensor]]:
+    """Outputs without the blocks in `gone`, and what enters each block (none if blocks hand on more than states)."""
     states: dict[int, Tensor] = {}
     plain = True
 
@@ -81,8 +86,8 @@ def _states_at(
     with _without(modules, gone, None, {}), ExitStack() as stack:
         for i, block in enumerate(modules):
             stack.callback(block.register_forward_hook(watch(i), with_kwargs=True).remove)
-        module(**batch.inputs)
-    return states if plain else {}
+        outputs = module(**batch.inputs)
+    return outputs, states if plain else {}
 
 
 @contextmanager

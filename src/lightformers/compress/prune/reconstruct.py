@@ -34,20 +34,23 @@ def least_squares(
     kept = weight[:, keep_index]
     if not len(gone):
         return kept.clone(), None if mean is None else weight.new_zeros(weight.shape[0])
-    moments = gram.to(weight.device).double()
+    moments = gram.to(weight.device).float()
     if mean is not None:
-        centre = mean.to(weight.device).double()
+        centre = mean.to(weight.device).float()
         moments = moments - centre[:, None] * centre[None, :]
     system = moments[keep_index[:, None], keep_index[None, :]]
-    strength = float(ridge * system.diagonal().mean().clamp(min=0)) or 1e-12
-    system.diagonal().add_(strength)
-    lost = weight[:, gone].double() @ moments[gone[:, None], keep_index[None, :]]  # (out, k)
-    factor, failed = torch.linalg.cholesky_ex(system)
-    change = (
-        torch.cholesky_solve(lost.T, factor).T if not int(failed) else torch.linalg.lstsq(system, lost.T)[0].T
-    )
-    fitted = (kept.double() + change).to(weight.dtype)
+    system.diagonal().add_(float(ridge * system.diagonal().mean().clamp(min=0)) or 1e-12)
+    lost = weight[:, gone].float() @ moments[gone[:, None], keep_index[None, :]]  # (out, k)
+    fitted = kept.float() + _solve(system, lost.T).T
     if mean is None:
-        return fitted, None
-    bias = weight.double() @ centre - (kept.double() + change) @ centre[keep_index]
-    return fitted, bias.to(weight.dtype)
+        return fitted.to(weight.dtype), None
+    bias = weight.float() @ centre - fitted @ centre[keep_index]
+    return fitted.to(weight.dtype), bias.to(weight.dtype)
+
+
+def _solve(system: Tensor, right: Tensor) -> Tensor:
+    """Solve a symmetric positive system; in float32 where that goes well, it is several times faster."""
+    factor, failed = torch.linalg.cholesky_ex(system)
+    if not int(failed):
+        return torch.cholesky_solve(right, factor)
+    return torch.linalg.lstsq(system.double(), right.double())[0].to(right.dtype)
