@@ -157,14 +157,15 @@ def api(package: Path) -> dict[str, str]:
     for room in sorted([*package.glob("*.py"), *(p.parent for p in package.glob("*/__init__.py"))]):
         if room.stem.startswith("_") or room.stem == "cli":
             continue
-        modules = [m for m in modules_of(room) if public(m)]
-        if not modules:
+        modules = [m for m in modules_of(room) if members(m) or m.stem == "__init__"]
+        if not any(members(m) for m in modules):
             continue
         text = f"{NOTE}# lightformers.{room.stem}\n"
         for file in modules:
             parts = file.relative_to(package.parent).with_suffix("").parts
             dotted = ".".join(part for part in parts if part != "__init__")
-            text += f"\n::: {dotted}\n"
+            shown = json.dumps(members(file))  # named, or a room would show what it re-exports a second time
+            text += f"\n::: {dotted}\n    options:\n      members: {shown}\n"
         out[f"docs/api/{room.stem}.md"] = text
         first = room if room.is_file() else room / "__init__.py"
         said = (ast.get_docstring(ast.parse(first.read_text("utf-8"))) or "").split("\n\n")[0]
@@ -182,12 +183,12 @@ def modules_of(room: Path) -> Iterator[Path]:
         )
 
 
-def public(file: Path) -> bool:
-    """Whether a module defines a public class or function."""
-    kinds = ("ClassDef", "FunctionDef", "AsyncFunctionDef")
-    return any(
-        not n.startswith("_") and type(d).__name__ in kinds for n, d in standing.definitions(file).items()
-    )
+def members(file: Path) -> list[str]:
+    """The public classes and functions that a module defines."""
+    kinds = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [
+        n for n, d in standing.definitions(file).items() if not n.startswith("_") and isinstance(d, kinds)
+    ]
 
 
 def command_line() -> str:

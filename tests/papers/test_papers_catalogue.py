@@ -51,7 +51,10 @@ def test_no_two_papers_share_an_arxiv_id_a_summary_or_an_experiment() -> None:
 
 
 def test_summaries_are_one_line() -> None:
-    assert all(len(paper.summary) <= 200 for paper in papers.all())
+    for paper in papers.all():
+        assert len(paper.summary) <= 200 and "  " not in paper.summary and "- " not in paper.summary, (
+            paper.slug
+        )
 
 
 @pytest.mark.parametrize(

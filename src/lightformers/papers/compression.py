@@ -71,8 +71,8 @@ PAPERS = (
         family="compression",
         kind="system",
         summary=(
-            "Quantizes weights and activations to 4-bit floats with searched exponent bias and format; per- "
-            "channel scales are powers of two moved into the weights."
+            "Quantizes weights and activations to 4-bit floats with searched exponent bias and format; "
+            "per-channel scales are powers of two moved into the weights."
         ),
         part="lightformers.compress.quantize.llm_fp4:FloatQuantize",
     ),

@@ -16,8 +16,8 @@ PAPERS = (
         family="distributed",
         kind="system",
         summary=(
-            "Feeds each sub-layer a residual stream without its predecessor's output, so that tensor- "
-            "parallel communication overlaps with computing."
+            "Feeds each sub-layer a residual stream without its predecessor's output, so that "
+            "tensor-parallel communication overlaps with computing."
         ),
         part="lightformers.models.language.ladder_residual:LadderResidual",
     ),

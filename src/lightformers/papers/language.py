@@ -113,8 +113,8 @@ PAPERS = (
         family="language",
         kind="system",
         summary=(
-            "Has a decoder cross-attend to passages retrieved for every chunk of 64 tokens, from pre- "
-            "training on, and puts the best one into the prompt for questions."
+            "Has a decoder cross-attend to passages retrieved for every chunk of 64 tokens, from "
+            "pre-training on, and puts the best one into the prompt for questions."
         ),
         part="lightformers.models.language.retro:Retro",
     ),

@@ -55,8 +55,8 @@ PAPERS = (
         family="vision",
         kind="system",
         summary=(
-            "Builds a U-Net whose encoder and bottleneck are Mamba layers and whose decoder uses depthwise- "
-            "separable convolutions, for 2-D and 3-D medical segmentation."
+            "Builds a U-Net whose encoder and bottleneck are Mamba layers and whose decoder uses "
+            "depthwise-separable convolutions, for 2-D and 3-D medical segmentation."
         ),
         part="lightformers.models.vision.lightm_unet:LightMUNet",
     ),
