@@ -139,8 +139,8 @@ PAPERS = (
         family="language",
         kind="system",
         summary=(
-            "Loops a weight-shared transformer between a pre- and a post-processing one, the shape of an "
-            "iterative algorithm, to solve tasks in context."
+            "Loops a weight-shared transformer between one that prepares and one that concludes, the shape "
+            "of an iterative algorithm, to solve tasks in context."
         ),
         part="lightformers.models.language.algoformer:AlgoFormer",
     ),
