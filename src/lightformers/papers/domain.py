@@ -100,8 +100,8 @@ PAPERS = (
         family="domain",
         kind="system",
         summary=(
-            "Extracts one- and many-word terms, rewrites the corpus with each term as one token, trains word "
-            "vectors on it and draws neighbourhood maps."
+            "Extracts terms of one word or several, rewrites the corpus with each term as one token, trains "
+            "word vectors on it and draws neighbourhood maps."
         ),
         part="lightformers.pretrain.term_embeddings:TermEmbeddings",
     ),
