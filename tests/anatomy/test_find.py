@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 import zoo
+
 from lightformers import anatomy
 from lightformers.anatomy.settings import attentions
 

@@ -34,14 +34,14 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "roberta": ("RobertaForMaskedLM", "RobertaConfig", _PAD1),
     "distilbert": ("DistilBertForMaskedLM", "DistilBertConfig",
                    {"dim": 32, "n_layers": 3, "n_heads": 4, "hidden_dim": 48, "vocab_size": VOCABULARY} | _IDS),
-    "electra": ("ElectraForMaskedLM", "ElectraConfig", _TEXT | {"embedding_size": 16}),
+    "electra": ("ElectraForMaskedLM", "ElectraConfig", _TEXT | {"embedding_size": 12}),
     "mpnet": ("MPNetForMaskedLM", "MPNetConfig", _PAD1),
     "albert": ("AlbertForMaskedLM", "AlbertConfig", _TEXT | {"embedding_size": 16}),
     "gpt2": ("GPT2LMHeadModel", "GPT2Config",
              {"n_embd": 32, "n_layer": 3, "n_head": 4, "vocab_size": VOCABULARY} | _IDS),
     "gpt_neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", _TEXT),
     "opt": ("OPTForCausalLM", "OPTConfig", {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4,
-            "ffn_dim": 48, "vocab_size": VOCABULARY, "word_embed_proj_dim": 16} | _IDS),
+            "ffn_dim": 48, "vocab_size": VOCABULARY, "word_embed_proj_dim": 12} | _IDS),
     "llama": ("LlamaForCausalLM", "LlamaConfig", _GQA),
     "llama-tied": ("LlamaForCausalLM", "LlamaConfig", _GQA | {"tie_word_embeddings": True, "attention_bias": True}),
     "mistral": ("MistralForCausalLM", "MistralConfig", _GQA),
@@ -122,7 +122,7 @@ def inputs(
     names = inspect.signature(type(model).forward).parameters
     config = model.config
     found: dict[str, Tensor] = {}
-    size = vocabulary or getattr(config, "vocab_size", None) or VOCABULARY
+    size = vocabulary or getattr(getattr(config, "text_config", config), "vocab_size", None) or VOCABULARY
     ids = torch.randint(6, size, (batch, length), generator=generator)
     if config.model_type.startswith("clip"):
         ids[:, -1] = 5
@@ -143,7 +143,7 @@ def inputs(
             if config.model_type in ("bert", "mpnet", "roberta", "distilbert", "electra", "albert"):
                 found["attention_mask"][-1, ..., -2:] = 0
     if "decoder_input_ids" in names and "SequenceClassification" not in type(model).__name__:
-        found["decoder_input_ids"] = ids[:, :5] if "input_ids" in names else ids[:, :5]
+        found["decoder_input_ids"] = ids[:, :5]
     return found
 
 
