@@ -63,3 +63,64 @@ def bundle(task: str, labels: Sequence[str] = (), max_length: int | None = None)
     model.config = SimpleNamespace(id2label=dict(enumerate(labels)))  # type: ignore[assignment]
     pooling = Pooling() if task == "embedding" else None
     return Bundle(model, WordTokenizer(), task, pooling, max_length)
+
+
+@dataclass
+class TinyRunner:
+    """A real bundle, two examples at a time: the smallest honest runner."""
+
+    bundle: Bundle
+
+    def encode(self, examples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return self.bundle.encode(examples)
+
+    @torch.no_grad()
+    def run(self, encoded: Sequence[Mapping[str, Any]], reduce: Callable[..., Sequence[Any]]) -> list[Any]:
+        out: list[Any] = []
+        for i in range(0, len(encoded), 2):
+            batch = self.bundle.pad(encoded[i : i + 2])
+            out.extend(reduce(self.bundle.module()(**batch.inputs), batch))
+        return out
+
+    def __call__(
+        self, examples: Sequence[Mapping[str, Any]], reduce: Callable[..., Sequence[Any]]
+    ) -> list[Any]:
+        return self.run(self.encode(examples), reduce)
+
+
+def tokenizer(side: str = "right", extra: Sequence[str] = ()) -> Any:
+    """A real fast tokenizer that takes lower-case words apart into letters."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    letters = "abcdefghijklmnopqrstuvwxyz0123456789.,"
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), *extra]
+    inner = Tokenizer(models.WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.decoder = decoders.WordPiece()
+    inner.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]",
+        mask_token="[MASK]", padding_side=side, model_input_names=["input_ids", "attention_mask"],
+    )  # fmt: skip
+
+
+def tiny(
+    task: str, labels: Sequence[str] = ("a", "b"), side: str = "right", max_length: int | None = 40
+) -> Bundle:
+    """A random transformer with two narrow blocks, with the head that `task` needs."""
+    import transformers
+
+    torch.manual_seed(0)
+    text = tokenizer(side)
+    sizes = {"vocab_size": len(text), "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 32}
+    names = {"id2label": dict(enumerate(labels)), "label2id": {n: i for i, n in enumerate(labels)}}
+    if task == "causal-lm":
+        config = transformers.LlamaConfig(**sizes, num_key_value_heads=2, pad_token_id=0)
+        model: Any = transformers.LlamaForCausalLM(config)
+    else:
+        kind = {"embedding": "BertModel", "masked-lm": "BertForMaskedLM", "token-classification": "BertForTokenClassification",
+                "text-classification": "BertForSequenceClassification"}[task]  # fmt: skip
+        model = getattr(transformers, kind)(transformers.BertConfig(**sizes, **names))
+    return Bundle(model.eval(), text, task, Pooling() if task == "embedding" else None, max_length)

@@ -36,11 +36,16 @@ _ALIASES = {
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one file. lines: the line on which each row starts, or None where lines mean nothing."""
+    """Rows of one file.
+
+    lines: the line on which each row starts, or None where lines mean nothing. running: the rows are the lines
+    of one running text, {"text"}; blank ones part paragraphs.
+    """
 
     rows: list[dict[str, Any]]
     source: str
     lines: Sequence[int] | None = None
+    running: bool = False
 
     def at(self, i: int) -> str:
         """Where row `i` stands, for an error."""
@@ -186,12 +191,8 @@ def _json(text: str, source: str) -> Rows:
 
 def _txt(text: str, source: str) -> Rows:
     """Every line is a text; blank lines stay, as they part paragraphs."""
-    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n")
-    return (
-        Rows([{"text": line} for line in lines], source, range(1, len(lines) + 1))
-        if text.strip()
-        else Rows([], source)
-    )
+    lines = text.replace("\r\n", "\n").rstrip("\n").split("\n") if text.strip() else []
+    return Rows([{"text": line} for line in lines], source, range(1, len(lines) + 1), running=True)
 
 
 def _parquet(path: Path) -> Rows:
@@ -233,7 +234,7 @@ def examples(
         out.append(example)
     if not out:
         raise DataError(f"{rows.source}: every row lacks {' or '.join(map(repr, texts.values()))}")
-    return out, len(rows.rows) - len(out)
+    return out, 0 if rows.running else len(rows.rows) - len(out)
 
 
 def split_files(folder: Path, known: Callable[[Path], bool]) -> dict[str, list[Path]]:
@@ -265,4 +266,5 @@ def _folder(folder: Path, conll: bool) -> dict[str, Rows]:
 def _joined(parts: list[Rows]) -> Rows:
     if len(parts) == 1:
         return parts[0]
-    return Rows([row for part in parts for row in part.rows], f"{parts[0].source} (+{len(parts) - 1} more)")
+    joined = [row for part in parts for row in part.rows]
+    return Rows(joined, f"{parts[0].source} (+{len(parts) - 1} more)", running=all(p.running for p in parts))

@@ -134,7 +134,7 @@ class Embedding:
                 f"the model's vectors hold {new.shape[1]} numbers, the original's {old.shape[1]}: agreement cannot "
                 "compare them. Keep the width, or give pairs (query, document), which need no common space"
             )
-        return (new * old).sum(1)
+        return np.asarray((new * old).sum(1))
 
     def _reciprocal_ranks(self, runner: common.Runner, chosen: list[Example]) -> np.ndarray:
         unique: dict[tuple[str, str], int] = {}
@@ -225,7 +225,7 @@ def ranks(
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return np.asarray(vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12))
 
 
 def _flat(pairs: Sequence[Example]) -> list[Example]:

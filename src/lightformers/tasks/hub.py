@@ -37,11 +37,11 @@ def load(name: str) -> dict[str, Any]:
 
 def hub_rows(name: str) -> dict[str, Rows]:
     return {
-        split: Rows(list(_plain(part)), f"{name} ({split or 'all'})") for split, part in load(name).items()
+        split: Rows(list(plain(part)), f"{name} ({split or 'all'})") for split, part in load(name).items()
     }
 
 
-def _plain(part: Any) -> Iterator[dict[str, Any]]:
+def plain(part: Any) -> Iterator[dict[str, Any]]:
     """Rows of a `datasets` split; class numbers, also in lists, become class names."""
     names = {}
     for key, feature in (getattr(part, "features", None) or {}).items():
@@ -49,12 +49,12 @@ def _plain(part: Any) -> Iterator[dict[str, Any]]:
         if hasattr(inner, "int2str"):
             names[key] = inner.int2str
 
-    def plain(key: str, value: Any) -> Any:
+    def value_of(key: str, value: Any) -> Any:
         if key not in names:
             return value
         if isinstance(value, list):
-            return [plain(key, v) for v in value]
+            return [value_of(key, v) for v in value]
         return names[key](value) if isinstance(value, int) and value >= 0 else value
 
     for row in part:
-        yield {key: plain(key, value) for key, value in row.items()}
+        yield {key: value_of(key, value) for key, value in row.items()}
