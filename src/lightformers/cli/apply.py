@@ -42,7 +42,11 @@ def apply(
         raise UserError("--task and --data go together")
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
     columns = {"text": text, "text_pair": text_pair, "label": label, "query": query, "document": document}
-    asked = from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v}) if task else None
+    asked = (
+        from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v})
+        if task
+        else None
+    )
     made = wanted.apply(bundle, asked, Run(seed=seed, use_labels=use_labels))
     export.huggingface.save(made, out, allow_custom=allow_custom)
     if wanted.deploy.runtime == "openvino":
@@ -54,5 +58,7 @@ def apply(
         show_json({"out": str(out), "steps": made.history, "parameters": made.parameters})
         return
     for entry in made.history:
-        console.print(f"{entry['step']}: {entry['size_before']:,} -> {entry['size_after']:,} parameters in {entry['seconds']} s")
+        console.print(
+            f"{entry['step']}: {entry['size_before']:,} -> {entry['size_after']:,} parameters in {entry['seconds']} s"
+        )
     console.print(f"written to {out}")

@@ -12,7 +12,9 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where the result goes; the same folder resumes.")] = Path("demo"),
     floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.97,
     budget: Annotated[str, typer.Option(help="Time for everything.")] = "9m",
-    use_labels: Annotated[bool, typer.Option("--use-labels", help="Let recovery learn from the pairs.")] = False,
+    use_labels: Annotated[
+        bool, typer.Option("--use-labels", help="Let recovery learn from the pairs.")
+    ] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after pre-flight.")] = False,
     seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,

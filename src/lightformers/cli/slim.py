@@ -58,7 +58,14 @@ def slim(
     from lightformers.bundle import load
     from lightformers.tasks import from_data
 
-    columns = {"text": text, "text_pair": text_pair, "label": label, "query": query, "document": document, "group": group}
+    columns = {
+        "text": text,
+        "text_pair": text_pair,
+        "label": label,
+        "query": query,
+        "document": document,
+        "group": group,
+    }
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
     asked = from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v})
     run(bundle, asked, json_, floor=floor, goal=goal, out=out, restart=restart, dry_run=dry_run, **settings)
