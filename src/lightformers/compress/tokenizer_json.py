@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from lightformers.errors import ModelError
@@ -73,7 +74,7 @@ def derivation(token: str, ranks: Mapping[tuple[str, str], int], suffix: str = "
         pieces[-1] += suffix
     seen = set(pieces)
     while len(pieces) > 1:
-        pairs = [(ranks.get(pair, len(ranks)), i) for i, pair in enumerate(zip(pieces, pieces[1:]))]
+        pairs = [(ranks.get(pair, len(ranks)), i) for i, pair in enumerate(pairwise(pieces))]
         rank, place = min(pairs)
         if rank == len(ranks):
             break

@@ -102,7 +102,7 @@ class TrimVocabulary:
         needs = tokenizer_json.closure(data, (i for i in order if counts[i] >= max(self.min_count, 1)))
         if self.min_count == 0:
             needs = tokenizer_json.closure(data, order)
-        for i, group in needs.items():
+        for group in needs.values():
             if self.size is not None and len(kept | group) > self.size:
                 if self.size == len(kept):
                     break
