@@ -16,8 +16,6 @@ from lightformers.files import write_json
 from lightformers.steps import Deploy
 
 DEPLOY_FILE = "deploy.json"
-#: Calibration goes in small batches: their count, not their size, is what post-training quantization takes time for.
-CALIBRATION_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -29,27 +27,6 @@ class Exported:
     method: str
     note: str = ""
     properties: dict[str, Any] = field(default_factory=dict)
-
-
-class Positional(nn.Module):
-    """`module(**inputs)` as `forward(*values)`, for tracers that know positions only. Returns the named output."""
-
-    def __init__(self, module: nn.Module, names: Sequence[str], output: str) -> None:
-        super().__init__()
-        self.module = module
-        self.names = list(names)
-        self.output = output
-
-    def forward(self, *values: Tensor) -> Tensor:
-        outputs: Any = self.module(**dict(zip(self.names, values)))
-        return outputs[self.output]
-
-
-def batches(
-    bundle: Bundle, examples: Sequence[Example], size: int = CALIBRATION_BATCH
-) -> list[dict[str, Tensor]]:
-    """Inputs of the model, in batches of `size`."""
-    return [bundle.collate(examples[i : i + size]).inputs for i in range(0, len(examples), size)]
 
 
 def sample(bundle: Bundle, calibration: Sequence[Example] | None) -> dict[str, Tensor]:
@@ -85,8 +62,12 @@ def write_deploy(
     properties: dict[str, Any],
     method: str,
     inputs: Sequence[str],
+    avoid_lengths: Sequence[int] = (),
 ) -> None:
-    """`deploy.json` beside the graph: how it is meant to be run, in words that need no lightformers to read."""
+    """`deploy.json` beside the graph: how it is meant to be run, in words that need no lightformers to read.
+
+    avoid_lengths: lengths that a batch must not be padded to, because the runtime computes them wrongly.
+    """
     write_json(
         folder / DEPLOY_FILE,
         {
@@ -99,6 +80,7 @@ def write_deploy(
             "streams": deploy.streams,
             "properties": properties,
             "inputs": list(inputs),
+            "avoid_lengths": list(avoid_lengths),
             "output": output_name(bundle),
             "max_length": bundle.max_length,
             "method": method,
@@ -116,3 +98,8 @@ def ready(bundle: Bundle) -> nn.Module:
 def size_of(folder: Path) -> int:
     """Bytes of all files under `folder`."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def without_cache(module: nn.Module) -> dict[str, bool]:
+    """Arguments for a graph that scores whole sequences and does not generate: no cache among its outputs."""
+    return {"use_cache": False} if getattr(getattr(module, "config", None), "use_cache", None) else {}

@@ -37,11 +37,16 @@ def native_reasons(model: nn.Module) -> list[str]:
     """
     from lightformers import anatomy
 
-    found = manifest.structure(model)
+    if reasons := list(anatomy.native_reasons(model)):
+        return reasons
+    try:
+        found = manifest.structure(model)
+    except ModelError as error:
+        return [str(error)]
     found.removed = [
         path for path in found.removed if path.rpartition(".")[2] != "pooler"
     ]  # nothing reads it
-    return found.reasons() if found else list(getattr(anatomy, "native_reasons", lambda m: [])(model))
+    return found.reasons()
 
 
 def save(bundle: Bundle, folder: str | Path, allow_custom: bool = False) -> list[str]:

@@ -12,16 +12,15 @@ from lightformers.bundle import Bundle, Example
 from lightformers.errors import MissingExtra, ModelError, UserError
 from lightformers.export.graph import (
     Exported,
-    Positional,
-    batches,
     moving_axes,
-    output_name,
     ready,
     sample,
     size_of,
+    without_cache,
     write_deploy,
 )
 from lightformers.files import replacing
+from lightformers.runners import openvino_runner
 from lightformers.steps import Deploy
 from lightformers.telemetry import quiet
 
@@ -29,14 +28,17 @@ FILE = "openvino_model.xml"
 
 
 def properties(deploy: Deploy) -> dict[str, Any]:
-    """OpenVINO's compile properties for `deploy`.
+    """OpenVINO's compile properties for `deploy` on this machine.
 
     The precision is always said: left alone, the CPU plugin takes bf16 wherever the machine has it, even for a graph
-    that records f32. int8 graphs run what is not quantized in bf16.
+    that records f32. Graphs with int8 run what is not quantized in bf16 where the CPU has it.
     """
-    out: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32" if deploy.precision == "fp32" else "bf16"}
-    if deploy.streams > 1:
-        out["NUM_STREAMS"] = deploy.streams
+    import openvino
+
+    out = {
+        "INFERENCE_PRECISION_HINT": openvino_runner.precision_hint(openvino.Core(), deploy),
+        "NUM_STREAMS": deploy.streams,
+    }
     if deploy.threads:
         out["INFERENCE_NUM_THREADS"] = deploy.threads * deploy.streams
     return out
@@ -65,8 +67,14 @@ def save(
                 import nncf
         except ImportError as error:
             raise MissingExtra("openvino", "openvino (with nncf)") from error
+    settings = properties(deploy)
     module, inputs = ready(bundle), sample(bundle, examples or calibration)
-    sets = batches(bundle, examples) if deploy.precision == "int8" else []
+    sets: list[dict[str, Any]] = []
+    if deploy.precision == "int8":
+        sets = [
+            {name: torch.from_numpy(value) for name, value in batch.items()}
+            for batch in openvino_runner.calibration_batches(bundle, examples, deploy.calibration)
+        ]
     how, note = "transformers.exporters", ""
     target = Path(folder) / "openvino"
     with replacing(target, directory=True) as new:
@@ -74,7 +82,7 @@ def save(
             try:
                 exported = _by_transformers(module, inputs, deploy, sets)
                 exported.config = bundle.model.config
-                exported.program.set_rt_info(properties(deploy)["INFERENCE_PRECISION_HINT"], _HINT)
+                exported.program.set_rt_info(settings["INFERENCE_PRECISION_HINT"], _HINT)
                 exported.save_pretrained(new)
             except Exception as first:  # an exporter's own failure: the other converter may still serve
                 how = "openvino.convert_model"
@@ -83,18 +91,20 @@ def save(
                     "so plain OpenVINO opens it and ExportedModel.from_pretrained does not"
                 )
                 try:
-                    program = _by_openvino(module, inputs, deploy, sets, output_name(bundle))
+                    program = _by_openvino(bundle, deploy, examples)
                 except Exception as second:
                     raise ModelError(
                         f"this model cannot be converted to OpenVINO: {_line(first)}; {_line(second)}"
                     ) from second
-                program.set_rt_info(properties(deploy)["INFERENCE_PRECISION_HINT"], _HINT)
+                program.set_rt_info(settings["INFERENCE_PRECISION_HINT"], _HINT)
                 openvino.save_model(program, str(new / FILE), compress_to_fp16=False)
         if deploy.precision.startswith("int8"):
             how += f" + nncf {nncf.__version__}"
-        write_deploy(new, bundle, deploy, properties(deploy), how, list(inputs))
+        with quiet():
+            avoid = sorted(openvino_runner.awkward_lengths(openvino.Core().read_model(str(new / FILE))))
+        write_deploy(new, bundle, deploy, settings, how, list(inputs), avoid)
         size = size_of(new)
-    return Exported(target, size, how, note, properties(deploy))
+    return Exported(target, size, how, note, settings)
 
 
 _HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
@@ -117,33 +127,14 @@ def _by_transformers(module: Any, inputs: dict[str, Any], deploy: Deploy, sets: 
     elif deploy.precision == "int8-weights":
         quantizer = NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig())
     config = OpenVINOConfig(dynamic=True, dynamic_shapes=moving_axes(inputs), quantizer=quantizer)
-    # use_cache=False: the graph scores whole sequences, it does not generate
-    cache = {"use_cache": False} if getattr(getattr(module, "config", None), "use_cache", None) else {}
-    return OpenVINOExporter().export(module, {**inputs, **cache}, config=config)
+    return OpenVINOExporter().export(module, {**inputs, **without_cache(module)}, config=config)
 
 
-def _by_openvino(
-    module: Any, inputs: dict[str, Any], deploy: Deploy, sets: list[dict[str, Any]], output: str
-) -> Any:
-    import openvino
-
-    program = openvino.convert_model(
-        Positional(module, list(inputs), output), example_input=tuple(inputs.values())
-    )
-    for port, name in zip(program.inputs, inputs):
-        port.get_tensor().set_names({name})
-    program.outputs[0].get_tensor().set_names({output})
-    program.validate_nodes_and_infer_types()
-    if deploy.precision == "fp32" or deploy.precision == "bf16":
-        return program
-    import nncf
-
-    if deploy.precision == "int8-weights":
-        return nncf.compress_weights(program)
-    arrays = [{name: value.numpy() for name, value in batch.items()} for batch in sets]
-    return nncf.quantize(
-        program, nncf.Dataset(arrays), subset_size=len(arrays), model_type=nncf.ModelType.TRANSFORMER
-    )
+def _by_openvino(bundle: Bundle, deploy: Deploy, examples: Sequence[Example]) -> Any:
+    program = openvino_runner.convert(bundle, examples)
+    if deploy.precision == "int8":
+        return openvino_runner.quantize(program, bundle, examples, deploy.calibration)
+    return openvino_runner.compress_weights(program) if deploy.precision == "int8-weights" else program
 
 
 def _line(error: BaseException) -> str:
