@@ -101,6 +101,11 @@ def rows(attention: Attention, piece: str, heads: list[int] | None = None) -> tu
             start, stride = {"q": 0, "k": size, "v": 2 * size}[piece], 3 * size
         elif attention.fused == "kv":
             start = {"k": 0, "v": attention.kv_heads * size}[piece]
+        elif attention.fused == "unknown":
+            raise ModelError(
+                f"How {attention.qkv} holds queries, keys and values is not known: describe the model with "
+                "anatomy.describe(..., qkv=..., fused='thirds') or fused='per_head'."
+            )
         else:
             raise ModelError(
                 f"{attention.path} is torch's nn.MultiheadAttention: its projections are one bare parameter."

@@ -242,7 +242,7 @@ FAMILIES: tuple[Family, ...] = (
     Family("gemma", ("gemma",), (_LLAMA,), native=frozenset(CUTS) - {"width"},
            refused=_no_width("the word embedding is multiplied by the root of the hidden size")),
     Family("phi", ("phi",), (_PHI,)),
-    Family("t5", ("t5",), (_T5_ENCODER, _T5_DECODER), native=frozenset(CUTS) - {"width"}, refused=_SEQ2SEQ),
+    Family("t5", ("t5", "mt5"), (_T5_ENCODER, _T5_DECODER), native=frozenset(CUTS) - {"width"}, refused=_SEQ2SEQ),
     Family("bart", ("bart",), (_BART_ENCODER, _BART_DECODER), native=frozenset(CUTS) - {"width", "heads"},
            reasons={"heads": _BOUND}, refused=_SEQ2SEQ),
     Family("vit", ("vit",), (_VIT,), native=frozenset(CUTS) - {"vocabulary"}),

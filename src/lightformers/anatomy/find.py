@@ -199,7 +199,11 @@ def _attention(
             )
         size = inner // heads
     heads = inner // size
-    kv_heads = features(get(owner, k))[1] // size if k else heads
+    kv_heads = heads
+    if k:
+        kv_heads = features(get(owner, k))[1] // size
+    elif qkv and fused in ("thirds", "unknown"):
+        kv_heads = (features(get(owner, qkv))[1] // size - heads) // 2
     if heads * size != inner or kv_heads == 0 or heads % kv_heads:
         raise ModelError(
             f"The attention at {path} does not add up: {inner} inner features, head size {size}, "

@@ -70,6 +70,18 @@ def plan_heads(
                 plan.keep(tensor, 0, over)
 
 
+def check_nothing_else(owner: nn.Module, attention: Attention) -> None:
+    """In a model that no row knows: refuse if the attention holds weights whose relation to heads is not known."""
+    norms = tuple(path for path in (attention.q_norm, attention.k_norm) if path)
+    known = {id(p) for path in (*attention.projections, *norms) for p in get(owner, path).parameters()}
+    sizes = {n * attention.head_dim for n in (attention.heads, attention.kv_heads)} | {attention.heads}
+    for name, parameter in get(owner, attention.path).named_parameters():
+        if id(parameter) not in known and sizes & set(parameter.shape):
+            raise ModelError(
+                f"{attention.path}.{name} may depend on the number of heads; no row tells how to cut it."
+            )
+
+
 def plan_shared_bias(
     plan: Plan,
     owner: nn.Module,

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Fused = Literal["", "thirds", "per_head", "kv", "packed"]
+Fused = Literal["", "thirds", "per_head", "kv", "packed", "unknown"]
 """How a fused projection is laid out along its output.
 
 "": not fused. "thirds": all queries, all keys, all values (gpt2). "per_head": query, key, value of head 0,
 then of head 1, ... (gpt_neox). "kv": keys then values, the queries apart (gpt2's cross-attention).
-"packed": torch's `nn.MultiheadAttention`, whose projection is a bare parameter and can't be cut.
+"packed": torch's `nn.MultiheadAttention`, whose projection is a bare parameter and can't be cut. "unknown": fused
+in a model that no row knows; blocks and channels can be cut, heads only once it is described.
 """
 
 

@@ -6,6 +6,8 @@ of transformers, or a setting of this very model, that behaves otherwise is noti
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable
 
 from torch import nn
@@ -18,6 +20,7 @@ from lightformers.anatomy.twin import shapes, twin
 from lightformers.errors import ModelError
 
 _SHOWN = 3  # reasons of one kind that are spelled out
+_FREE = ("training", "gradient_checkpointing", "name_or_path")
 _TRIED = 64  # rows of the vocabulary that a rehearsal tries to spare
 
 
@@ -34,9 +37,11 @@ def native(subject: nn.Module | Anatomy, cut: str) -> str | None:
     _, owner = host(subject)
     if not hasattr(owner, "save_pretrained"):
         return f"{type(owner).__name__} is not a transformers model."
-    reason = getattr(of(owner).native, cut) if row_of(owner) else None
-    if reason is not None:
-        return reason
+    row = row_of(owner)
+    if row is not None and row.model_types:  # a row of the table; others are only rehearsed
+        reason = getattr(of(owner).native, cut)
+        if reason is not None:
+            return reason
     return _rehearse(owner, cut)
 
 
@@ -108,7 +113,11 @@ def _vocabulary(model: nn.Module) -> None:
     from lightformers.anatomy.surgery import keep_vocabulary
 
     config = model.config
-    size = getattr(config, "vocab_size", None) or getattr(config.text_config, "vocab_size", 0)  # type: ignore[union-attr]
+    size = getattr(config, "vocab_size", None) or getattr(
+        getattr(config, "text_config", None), "vocab_size", 0
+    )  # type: ignore[union-attr]
+    if not size:
+        raise ModelError(f"{type(model).__name__} has no vocabulary.")
     for gone in range(size - 1, max(size - 1 - _TRIED, 0), -1):  # special tokens often come last
         try:
             return keep_vocabulary(model, [i for i in range(size) if i != gone])
@@ -142,6 +151,7 @@ def native_reasons(model: nn.Module) -> list[str]:
             reasons = _sizes(of(owner, row), of(other, row))
         except ModelError:
             reasons = []  # not understood, but the shapes below still tell
+    reasons = reasons or _numbers(owner, other)
     mine, built = shapes(owner), shapes(other)
     if not reasons and mine != built:
         odd = sorted(name for name in set(mine) | set(built) if mine.get(name) != built.get(name))
@@ -168,6 +178,22 @@ def _kinds(owner: nn.Module, other: nn.Module) -> list[str]:
             f"{name} is {mine.get(name, 'absent')} where transformers builds {built.get(name, 'nothing')}."
         )
     return reasons[:_SHOWN] + ([f"... and {len(reasons) - _SHOWN} more."] if len(reasons) > _SHOWN else [])
+
+
+def _numbers(owner: nn.Module, other: nn.Module) -> list[str]:
+    """Numbers that layers keep (a window, a scale, which layer they are) and that would come back otherwise."""
+    built = dict(other.named_modules())
+    for path, module in owner.named_modules():
+        if "dropout" in type(module).__name__.lower() or not re.search(r"\.\d+(\.|$)", path):
+            continue
+        theirs = vars(built[path])
+        for name, value in vars(module).items():
+            plain = isinstance(value, (int, float, str)) and not name.startswith("_")
+            if not plain or name in _FREE or "dropout" in name or theirs.get(name, value) == value:
+                continue
+            if not isinstance(value, float) or not math.isclose(value, theirs[name], rel_tol=1e-9):
+                return [f"{path}.{name} is {value}, transformers sets {theirs[name]}."]
+    return []
 
 
 def _sizes(mine: Anatomy, built: Anatomy) -> list[str]:

@@ -7,6 +7,7 @@ usual names whose shapes fit: q, k, v (or one fused qkv) and o; up, perhaps gate
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
@@ -103,7 +104,8 @@ def inspect(model: nn.Module) -> Family:
             continue
         row, why = _stack_row(owner, path, members)
         if row is not None:
-            stacks.append(row)
+            taken = {other.name for other in stacks}
+            stacks.append(replace(row, name=path) if row.name in taken else row)
         else:
             rejected.append(f"{path} ({len(members)} x {type(members[0]).__name__}): {why}")
     kind = type(owner).__name__
@@ -113,8 +115,9 @@ def inspect(model: nn.Module) -> Family:
         known = f" (model type {model_type!r})" if model_type else ""
         raise ModelError(f"The anatomy of {kind}{known} is not understood. Found: {found}.\n{_HOW}")
     words = tuple(name for name, module in owner.named_modules() if type(module) is nn.Embedding)[:1]
-    last = stacks[0]
-    stacks[0] = StackRow(**{**{f: getattr(last, f) for f in last.__dataclass_fields__}, "words": words})
+    stacks[0] = replace(stacks[0], words=words)
+    if len(stacks) > 1:  # which of them a field of the config is about can't be known
+        stacks = [replace(row, depth="", heads="", kv_heads="", head_dim="", ffn="") for row in stacks]
     return Family(
         str(model_type or kind),
         (),
@@ -151,6 +154,10 @@ def _stack_row(owner: nn.Module, path: str, members: list[nn.Module]) -> tuple[S
     forward = _forward_names(block, [name for name in linears if name not in used])
     if not found and not forward:
         return None, f"linears {', '.join(linears[:6])} have none of the usual names"
+    key = found.get("o") or forward["down"]
+    widths = {features(get(member, key))[1] for member in members if find(member, key) is not None}
+    if len(widths) > 1:
+        return None, f"blocks of different width ({min(widths)} to {max(widths)}) can't be cut as one stack"
     heads = _head_count(block, found)
     if found and not heads:
         return None, f"attention found ({', '.join(found.values())}), but not how many heads it has"
@@ -161,12 +168,29 @@ def _stack_row(owner: nn.Module, path: str, members: list[nn.Module]) -> tuple[S
     packed = isinstance(find(block, found.get("o", "").rpartition(".")[0]), nn.MultiheadAttention)
     norms = tuple(name for name, module in block.named_modules() if "norm" in type(module).__name__.lower())
     name = next((part for part in ("decoder", "encoder") if part in path.split(".")), path)
+    near = found.get("q", "").rpartition(".")[0]
+    inner = features(get(block, found["o"]))[0] if found else 0
+    width = features(get(block, forward["down"]))[0] if forward else 0
     return StackRow(
         name, (path,), q=one(found, "q"), k=one(found, "k"), v=one(found, "v"), o=one(found, "o"),
-        qkv=one(found, "qkv"), fused="packed" if packed else "thirds" if "qkv" in found else "",
+        qkv=one(found, "qkv"), fused="packed" if packed else "unknown" if "qkv" in found else "",
         cross=tuple(one(cross, p) for p in "qkvo") if "q" in cross else ((), (), (), ()),  # type: ignore[arg-type]
-        up=one(forward, "up"), gate=one(forward, "gate"), down=one(forward, "down"), norms=norms, head_count=heads,
+        up=one(forward, "up"), gate=one(forward, "gate"), down=one(forward, "down"),
+        packed=one(forward, "packed"), norms=norms, head_count=heads,
+        q_norm=tuple(f"{near}.{n}" for n in ("q_norm", "q_layernorm")),
+        k_norm=tuple(f"{near}.{n}" for n in ("k_norm", "k_layernorm")),
+        depth=_field(owner, "num_hidden_layers", len(members)), heads=_field(owner, "num_attention_heads", heads),
+        kv_heads=_field(owner, "num_key_value_heads"), head_dim=_field(owner, "head_dim", inner // max(heads, 1)),
+        ffn=_field(owner, "intermediate_size", width),
     ), ""  # fmt: skip
+
+
+def _field(owner: nn.Module, name: str, value: int | None = None) -> str:
+    """The name of a config field that can be written and says what was found; else nothing."""
+    config = getattr(owner, "config", None)
+    if not hasattr(config, name) or isinstance(getattr(type(config), name, None), property):
+        return ""
+    return name if value is None or getattr(config, name) in (value, None) else ""
 
 
 def _attention_names(block: nn.Module, linears: list[str]) -> dict[str, str]:
@@ -185,9 +209,16 @@ def _attention_names(block: nn.Module, linears: list[str]) -> dict[str, str]:
     entry = q if q and k and v else qkv
     if entry is None:
         return {}
-    inner = features(get(block, entry))[1] // (1 if entry is q else 3)
+    out = features(get(block, entry))[1]
     near = entry.rpartition(".")[0]
-    candidates = [n for n in linears if n not in (q, k, v, qkv) and features(get(block, n))[0] == inner]
+
+    def fits(name: str) -> bool:
+        into = features(get(block, name))[
+            0
+        ]  # a fused projection holds it once, and keys and values beside it
+        return into == out if entry is q else into < out and (out - into) % 2 == 0
+
+    candidates = [n for n in linears if n not in (q, k, v, qkv) and fits(n)]
     for prefix in (near, near.rpartition(".")[0]):
         close = [n for n in candidates if not prefix or n.startswith(prefix + ".")]
         o = next((n for piece in _USUAL["o"] for n in close if n.rpartition(".")[2].lower() == piece), None)
@@ -207,6 +238,11 @@ def _forward_names(block: nn.Module, linears: list[str]) -> dict[str, str]:
         return [n for usual in _USUAL[piece] for n in linears if n.rpartition(".")[2].lower() == usual]
 
     for down in by("down") or linears[-1:]:
+        both = [
+            n for n in linears if n.endswith("gate_up_proj") and size(n) == (size(down)[1], 2 * size(down)[0])
+        ]
+        if both:
+            return {"packed": both[0], "down": down}
         fits = [n for n in linears if n != down and size(n) == size(down)[::-1]]
         if len(fits) == 1:
             return {"up": fits[0], "down": down}

@@ -18,6 +18,7 @@ from lightformers.anatomy.alignment import remap_alignment
 from lightformers.anatomy.cutting import Plan, chosen
 from lightformers.anatomy.heads import (
     attention_at,
+    check_nothing_else,
     key_value_groups,
     plan_heads,
     plan_shared_bias,
@@ -64,6 +65,8 @@ def keep_blocks(model: nn.Module, keep: Sequence[int], stack: str | None = None)
 
     old = get(owner, where.path)
     members = list(old.children())
+    if not row.model_types:
+        _check_alike(members, kept, where.path)
     first, heir = blocks[0].attention, blocks[kept[0]].attention
     if names_of.first_block_bias and kept[0] != 0 and first and heir:  # t5: it serves the whole stack
         bias = get(owner, f"{first.path}.{names_of.first_block_bias}")
@@ -82,6 +85,17 @@ def keep_blocks(model: nn.Module, keep: Sequence[int], stack: str | None = None)
     if stack == "decoder":
         remap_alignment(owner, {old: new for new, old in enumerate(kept)}, {})
     sync(owner, row)
+
+
+def _check_alike(members: list[nn.Module], kept: list[int], path: str) -> None:
+    """In a model that no row knows: a block may hold what serves all of them (as t5's position bias does)."""
+    left = {name for i in kept for name, _ in members[i].named_parameters()}
+    for i, member in enumerate(members):
+        alone = {name for name, _ in member.named_parameters()} - left
+        if i not in kept and alone:
+            raise ModelError(
+                f"{path}.{i} holds {min(alone)}, which no block that stays has: it may serve them all."
+            )
 
 
 def _packed(old: nn.Module, members: list[nn.Module]) -> list[Any]:
@@ -121,6 +135,8 @@ def keep_heads(
             kept = chosen(heads, attention.heads, f"heads of {attention.path}")
             groups = key_value_groups(attention, kept)
             plan_heads(plan, owner, attention, kept, groups)
+            if not row.model_types:
+                check_nothing_else(owner, attention)
             cuts.append((attention, len(kept), len(groups)))
     plan_shared_bias(plan, owner, row, anatomy, keep, cross or {})
     plan.apply(owner)

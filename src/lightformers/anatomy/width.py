@@ -35,8 +35,10 @@ def keep_width(
     """
     owner, row, anatomy = open_up(model, "width")
     kept = chosen(keep, anatomy.width, "hidden channels")
-    if not hasattr(owner, "config") or len(row.stacks) != 1:
-        raise ModelError("The hidden size is cut in one-stack transformers models that have a config.")
+    if not row.model_types or len(row.stacks) != 1:
+        raise ModelError(
+            f"The hidden size is cut in one-stack families of the table; {row.name} is none of them."
+        )
     from lightformers.anatomy.reload import native_reasons
 
     reasons = native_reasons(owner)
