@@ -1,0 +1,253 @@
+"""Running in OpenVINO: conversion, NNCF int8, and a pipeline that keeps every stream busy."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from lightformers.bundle import Bundle, Encoded, Example
+from lightformers.errors import MissingExtra, ModelError, UserError
+from lightformers.runners.batching import by_length, in_order, plan
+from lightformers.runners.named import WANTED, Traceable, example_batch, numpy_inputs, to_tensor
+from lightformers.steps import Deploy
+from lightformers.telemetry import quiet, silence
+
+#: Examples in one calibration batch: few, so that padding (which is seen by the statistics too) stays small.
+CALIBRATION_BATCH = 8
+
+
+class OpenVINORunner:
+    """Runs a compiled OpenVINO graph. Padding a batch and reducing another go on while the streams compute."""
+
+    def __init__(self, model: Any, bundle: Bundle, deploy: Deploy) -> None:
+        self.bundle = bundle
+        self.deploy = deploy
+        self.name = str(deploy)
+        self.model = model
+        self.awkward = awkward_lengths(model)
+        self.compiled = compile_model(model, deploy)
+        self.inputs = {name: port for port in self.compiled.inputs for name in port.get_names()}
+        self.outputs = [_name(port) for port in self.compiled.outputs]
+        # One request more than streams: the next batch waits ready while the results of the last are taken.
+        self.requests = [self.compiled.create_infer_request() for _ in range(deploy.streams + 1)]
+
+    def encode(self, examples: Sequence[Example]) -> list[Encoded]:
+        return self.bundle.encode(examples)
+
+    def __call__(self, examples: Sequence[Example], reduce: Any) -> list:
+        return self.run(self.encode(examples), reduce)
+
+    def padded_length(self, length: int) -> int:
+        """The length a batch is padded to."""
+        while length in self.awkward:
+            length += 1
+        return length
+
+    def run(self, encoded: Sequence[Encoded], reduce: Any) -> list:
+        """One item per example, in the given order. reduce: (outputs, batch) -> one item per row."""
+        lengths = [self.bundle.length(e) for e in encoded]
+        deploy = self.deploy
+        batches = plan(lengths, deploy.batching, deploy.batch_size, deploy.max_tokens, self.padded_length)
+        results: list[Any] = [None] * len(batches)
+        done: queue.SimpleQueue = queue.SimpleQueue()
+        free = list(self.requests)
+        running: dict[int, Any] = {}
+
+        def collect() -> None:
+            k, request, batch = done.get()
+            request.wait()  # raises here what went wrong in the stream
+            running.pop(k)
+            results[k] = reduce(self._take(request), batch)
+            free.append(request)
+
+        try:
+            for k, indices in enumerate(batches):
+                batch = self._pad([encoded[i] for i in indices])
+                if not free:
+                    collect()
+                request = free.pop()
+                request.set_callback(lambda item: done.put(item), (k, request, batch))
+                running[k] = request
+                request.start_async(self._feed(batch), share_inputs=True)
+            while running:
+                collect()
+        except BaseException:
+            for request in running.values():
+                request.cancel()
+            for request in self.requests:
+                request.wait()
+            raise
+        return in_order(batches, results)
+
+    def _pad(self, encoded: list[Encoded]) -> Any:
+        longest = max(self.bundle.length(e) for e in encoded)
+        return self.bundle.pad(encoded, self.padded_length(longest) if longest in self.awkward else 1)
+
+    def _feed(self, batch: Any) -> dict[str, np.ndarray]:
+        return {k: v for k, v in numpy_inputs(batch).items() if k in self.inputs}
+
+    def _take(self, request: Any) -> dict[str, Tensor]:
+        # Copied: the request's memory is written again by its next batch.
+        return {
+            name: to_tensor(request.get_output_tensor(i).data.copy()) for i, name in enumerate(self.outputs)
+        }
+
+    def close(self) -> None:
+        """Free the compiled graph and its requests."""
+        self.requests = []
+        self.compiled = self.model = None
+
+
+def _import() -> Any:
+    silence()
+    try:
+        import openvino
+    except ImportError as error:
+        raise MissingExtra("openvino", "openvino") from error
+    return openvino
+
+
+def build_openvino(
+    bundle: Bundle, deploy: Deploy, calibration: Sequence[Example] | None = None
+) -> OpenVINORunner:
+    """Convert, quantize where the deploy says so, compile."""
+    model = convert(bundle, calibration)
+    if deploy.precision == "int8":
+        model = quantize(model, bundle, calibration or (), deploy.calibration)
+    elif deploy.precision == "int8-weights":
+        model = compress_weights(model)
+    return OpenVINORunner(model, bundle, deploy)
+
+
+def open_folder(path: str | Path, bundle: Bundle, deploy: Deploy | None = None) -> OpenVINORunner:
+    """Open an exported folder (or its .xml) with plain OpenVINO. The precision of its weights is what was exported."""
+    ov = _import()
+    path = Path(path)
+    files = [path] if path.suffix == ".xml" else sorted(path.glob("*.xml"))
+    files = [f for f in files if f.is_file() and "tokenizer" not in f.name]
+    if len(files) != 1:
+        raise UserError(f"{path} holds {len(files)} OpenVINO graphs (*.xml); exactly one is needed")
+    model = ov.Core().read_model(str(files[0]))
+    deploy = deploy or Deploy(runtime="openvino", precision="bf16", batching="sorted")
+    return OpenVINORunner(model, bundle, deploy)
+
+
+def convert(bundle: Bundle, examples: Sequence[Example] | None = None) -> Any:
+    """The bundle's module as an `openvino.Model`, batch and length dynamic, outputs named."""
+    ov = _import()
+    import torch
+
+    batch = example_batch(bundle, examples)
+    module = Traceable(bundle.module(), list(batch.inputs))
+    tensors = tuple(batch.inputs.values())
+    training = [m for m in module.modules() if m.training]
+    module.eval()
+    try:
+        with torch.no_grad(), quiet():
+            names = list(module(*tensors))
+            model = ov.convert_model(module, example_input=tensors)
+    except Exception as error:
+        raise ModelError(f"OpenVINO cannot convert this model: {error}") from error
+    finally:
+        for m in training:
+            m.training = True
+    if len(model.inputs) != len(tensors) or len(model.outputs) != len(names):
+        raise ModelError(
+            f"OpenVINO's graph of this model has other inputs or outputs than {[*batch.inputs, *names]}"
+        )
+    for port, name, tensor in zip(model.inputs, batch.inputs, tensors):
+        # Texts: (batch, length). Images keep their size: position tables are made for one.
+        rest = [-1] if tensor.dim() == 2 else list(tensor.shape[1:])
+        port.get_node().set_partial_shape(ov.PartialShape([-1, *rest]))
+        port.get_tensor().set_names({name})
+    model.validate_nodes_and_infer_types()
+    for port, name in zip(model.outputs, names):
+        port.get_tensor().set_names({name})
+    return model
+
+
+def calibration_batches(
+    bundle: Bundle, examples: Sequence[Example], count: int
+) -> list[dict[str, np.ndarray]]:
+    """`count` examples in small batches of neighbours in length."""
+    encoded = bundle.encode(list(examples)[:count])
+    groups = by_length([bundle.length(e) for e in encoded], CALIBRATION_BATCH)
+    return [numpy_inputs(bundle.pad([encoded[i] for i in g])) for g in groups]
+
+
+def quantize(model: Any, bundle: Bundle, calibration: Sequence[Example], count: int = 24) -> Any:
+    """NNCF post-training int8: weights and activations of matrix products, with SmoothQuant (arXiv 2211.10438)."""
+    nncf = _nncf()
+    batches = calibration_batches(bundle, calibration, count)
+    names = {_name(p) for p in model.inputs}
+    data = nncf.Dataset([{k: v for k, v in b.items() if k in names} for b in batches])
+    with quiet():
+        return nncf.quantize(model, data, subset_size=len(batches), model_type=nncf.ModelType.TRANSFORMER)
+
+
+def compress_weights(model: Any) -> Any:
+    """Weights stored in int8 (per channel, asymmetric), computed in the graph's precision."""
+    nncf = _nncf()
+    with quiet():
+        return nncf.compress_weights(model, mode=nncf.CompressWeightsMode.INT8_ASYM)
+
+
+def _nncf() -> Any:
+    _import()
+    try:
+        with quiet():
+            import nncf
+    except ImportError as error:
+        raise MissingExtra("openvino", "nncf") from error
+    return nncf
+
+
+def compile_model(model: Any, deploy: Deploy) -> Any:
+    """Compile for the CPU with the deploy's precision, threads and streams, all said explicitly."""
+    ov = _import()
+    core = ov.Core()
+    settings: dict[str, Any] = {
+        "INFERENCE_PRECISION_HINT": precision_hint(core, deploy),
+        "NUM_STREAMS": deploy.streams,
+    }
+    if deploy.threads:
+        settings["INFERENCE_NUM_THREADS"] = deploy.threads * deploy.streams
+    with quiet():
+        return core.compile_model(model, "CPU", settings)
+
+
+def precision_hint(core: Any, deploy: Deploy) -> str:
+    """What is not int8 runs in bf16 where the CPU has it: softmax, norms and residuals between int8 products."""
+    if deploy.precision == "fp32":
+        return "f32"
+    return "bf16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
+
+
+def awkward_lengths(model: Any) -> frozenset[int]:
+    """Lengths that a batch must not be padded to.
+
+    OpenVINO 2026.4 computes wrong attention in a quantized graph with bf16 activations where the length equals the
+    head size (MiniLM: cosine 0.86 to fp32 at length 32, 0.997 at 31 and 33; every run, any batch size). One more
+    column of padding avoids it.
+    """
+    quantized = any(op.get_type_name() == "FakeQuantize" for op in model.get_ops())
+    if not quantized:
+        return frozenset()
+    sizes = set()
+    for op in model.get_ops():
+        if op.get_type_name() == "ScaledDotProductAttention":
+            last = op.input_value(0).get_partial_shape()[-1]
+            if last.is_static:
+                sizes.add(last.get_length())
+    return frozenset(sizes)
+
+
+def _name(port: Any) -> str:
+    """The port's name that the rest of the house knows it by."""
+    names = port.get_names()
+    return next((n for n in WANTED if n in names), None) or (min(names) if names else "logits")
