@@ -1,0 +1,214 @@
+"""What distilling steps share: budget, feed, frozen embeddings, live teacher, and the one training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightformers import anatomy
+from lightformers.bundle import Batch, Bundle, Example
+from lightformers.errors import DataError, ModelError
+from lightformers.runners.named import named, plain_arguments
+from lightformers.steps import Run
+from lightformers.train import Feed, Settings, TrainResult, fit
+from lightformers.train.schedules import Schedule
+
+#: Tasks whose targets are logits over a whole vocabulary: many numbers per token.
+LANGUAGE_MODELS = frozenset({"causal-lm", "masked-lm"})
+MAX_TOKENS = 4096
+MAX_TOKENS_VOCABULARY = 1024
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a step trains: the fields that every distilling step has."""
+
+    lr: float
+    epochs: float
+    warmup: float
+    weight_decay: float
+    schedule: Schedule = "linear"
+
+
+def teacher_of(bundle: Bundle, run: Run) -> Bundle:
+    """The teacher of this run. Raises ModelError if there is none, or if it is the student."""
+    teacher = run.teacher
+    if teacher is None:
+        raise ModelError(
+            "distillation needs a teacher: apply the step through a Recipe, or give Run(teacher=...)"
+        )
+    if teacher.model is bundle.model:
+        raise ModelError("teacher and student are one model: give the step a copy (Recipe.apply makes one)")
+    if bundle.processor is None:
+        raise ModelError("distillation needs the bundle's tokenizer or image processor")
+    return teacher
+
+
+def shared(run: Run, share: float) -> Run:
+    """The run with this share of its budget."""
+    return dataclasses.replace(
+        run,
+        seconds=None if run.seconds is None else run.seconds * share,
+        tokens=None if run.tokens is None else max(int(run.tokens * share), 1),
+    )
+
+
+def feed(bundle: Bundle, task: Any, run: Run, max_tokens: int | None) -> Feed:
+    """The task's training examples as batches; encoded once where neither labels nor masks are drawn per batch."""
+    examples: list[Example] = task.training_examples(run.use_labels)
+    if not examples:
+        raise DataError("the train split is empty: give more data")
+    limit = max_tokens or (MAX_TOKENS_VOCABULARY if bundle.task in LANGUAGE_MODELS else MAX_TOKENS)
+    if "image" in examples[0]:
+        return Feed(
+            examples,
+            lambda items, seed: task.collate(bundle, items, seed),
+            np.ones(len(examples)),
+            limit,
+            32,
+            seed=run.seed,
+        )
+    pairs = "query" in examples[0]
+    if run.use_labels or bundle.task in LANGUAGE_MODELS:
+        lengths = _pair_lengths(bundle, examples) if pairs else _lengths(bundle, examples)
+        return Feed(
+            examples, lambda items, seed: task.collate(bundle, items, seed), lengths, limit, seed=run.seed
+        )
+    return Feed.of(bundle, examples, max_tokens=limit, seed=run.seed)
+
+
+def _lengths(bundle: Bundle, examples: Sequence[Example]) -> np.ndarray:
+    return np.array([bundle.length(e) for e in bundle.encode(examples)])
+
+
+def _pair_lengths(bundle: Bundle, pairs: Sequence[Example]) -> np.ndarray:
+    """A pair makes two rows, both padded to the longest of the batch."""
+    sides = [
+        _lengths(bundle, [{"text": p[role], "role": role} for p in pairs]) for role in ("query", "document")
+    ]
+    return np.asarray(2 * np.maximum(sides[0], sides[1]))
+
+
+def train(
+    bundle: Bundle, batches: Feed, objective: Callable[[nn.Module, Batch], Tensor], plan: Plan, run: Run,
+    started: float, frozen: Sequence[str] = (),
+) -> TrainResult:  # fmt: skip
+    """Train `bundle` on the run's budget (else `plan.epochs`), and leave it in eval mode on the device it was on."""
+    place = next(bundle.model.parameters()).device
+    seconds = None if run.seconds is None else max(run.seconds - (time.monotonic() - started), 0.1)
+    tokens = run.tokens
+    if seconds is None and tokens is None:
+        tokens = max(int(plan.epochs * batches.lengths.sum()), 1)
+    settings = Settings(
+        seconds=seconds, tokens=tokens, lr=plan.lr, warmup=plan.warmup, schedule=plan.schedule,
+        weight_decay=plan.weight_decay, precision=precision(run), frozen=tuple(frozen), seed=run.seed,
+    )  # fmt: skip
+    try:
+        return fit(bundle.module(), batches, objective, settings, run.progress, device=run.device)
+    finally:
+        bundle.model.to(place).eval()
+
+
+def precision(run: Run) -> Any:
+    """bf16 where the run wants it and the processor multiplies in it; emulated bf16 is slower than fp32."""
+    if run.dtype != "bf16":
+        return "fp32"
+    if torch.device(run.device).type == "cpu":
+        known = [
+            getattr(torch.cpu, f"_is_{name}_supported", None)
+            for name in ("avx512_bf16", "amx_tile", "arm_bf16")
+        ]
+        if not any(f() for f in known if f is not None):
+            return "fp32"
+    return "bf16"
+
+
+def frozen_embeddings(bundle: Bundle, teacher: Bundle, train_embeddings: bool | None) -> list[str]:
+    """Patterns that freeze the word embeddings. None decides: they are frozen while the width is the teacher's.
+
+    They hold most numbers of a small model, change least in recovery, and their dense gradient and update cost more
+    than they bring.
+    """
+    path, theirs = anatomy.of(bundle.model).embeddings, anatomy.of(teacher.model).embeddings
+    if path is None or theirs is None:
+        return []
+    if train_embeddings is None:
+        own = anatomy.get(bundle.model, path).weight.shape[1]  # type: ignore[index]
+        train_embeddings = own != anatomy.get(teacher.model, theirs).weight.shape[1]  # type: ignore[index]
+    if train_embeddings:
+        return []
+    weight = anatomy.get(bundle.model, path).weight
+    return [name for name, p in bundle.module().named_parameters() if p is weight]
+
+
+@contextmanager
+def live(teacher: Bundle, device: str) -> Iterator[Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]]:
+    """The teacher as a function of inputs, in eval mode and without gradients; it is left as it was."""
+    module = teacher.module()
+    modes = [(m, m.training) for m in module.modules()]
+    place = next(module.parameters()).device
+    arguments = plain_arguments(module)
+    module.eval().to(device)
+
+    def call(inputs: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        with torch.no_grad():
+            return named(module(**inputs, **arguments))
+
+    try:
+        yield call
+    finally:
+        module.to(place)
+        for m, training in modes:
+            m.training = training
+
+
+def vocabulary_map(bundle: Bundle, teacher: Bundle) -> tuple[int, ...] | None:
+    """Teacher's row of each of the student's tokens, None if they are the same. Raises ModelError if it is unknown."""
+    own, theirs = bundle.origin.vocabulary, teacher.origin.vocabulary
+    if own == theirs:
+        return None
+    if theirs is not None:
+        raise ModelError(
+            "the teacher's vocabulary was trimmed and is not the student's: distil from the original"
+        )
+    return own
+
+
+def translated(inputs: Mapping[str, Tensor], rows: Tensor | None) -> dict[str, Tensor]:
+    """A student's inputs with the token ids of the teacher."""
+    out = dict(inputs)
+    if rows is not None and "input_ids" in out:
+        out["input_ids"] = rows[out["input_ids"]]
+    return out
+
+
+def block_map(bundle: Bundle, teacher: Bundle) -> list[tuple[int, int]]:
+    """(student's block, teacher's block) whose outputs should be alike, as places in `anatomy.blocks`.
+
+    A student's block should hand the next one what that had as its input in the source: the output of the block
+    before the next block's source; the last one, the teacher's last output. So the block before a gap learns to
+    jump it.
+    """
+    pairs = []
+    own, theirs = anatomy.of(bundle.model), anatomy.of(teacher.model)
+    for stack in own.stacks:
+        mine = [i for i, b in enumerate(own.blocks) if b.stack == stack.name]
+        source = [i for i, b in enumerate(theirs.blocks) if b.stack == stack.name]
+        names = tuple(teacher.origin.blocks.get(stack.name) or range(len(source)))
+        kept = tuple(bundle.origin.blocks.get(stack.name) or range(len(mine)))
+        if len(kept) != len(mine) or len(names) != len(source) or not set(kept) <= set(names):
+            raise ModelError(
+                f"blocks {kept} of the student's {stack.name} cannot be found among the teacher's {names}: "
+                "hidden states can only be matched with the model that was cut"
+            )
+        places = [names.index(k) for k in kept]
+        pairs += [(mine[i], source[p - 1]) for i, p in enumerate([*places[1:], len(source)])]
+    return pairs
