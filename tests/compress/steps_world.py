@@ -41,7 +41,8 @@ def tokenizer(kind: str = "wordpiece", size: int = 300) -> T.PreTrainedTokenizer
         raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         raw.train_from_iterator(
-            TEXTS, trainers.BpeTrainer(vocab_size=size + 256, special_tokens=SPECIAL, initial_alphabet=alphabet)
+            TEXTS,
+            trainers.BpeTrainer(vocab_size=size + 256, special_tokens=SPECIAL, initial_alphabet=alphabet),
         )
         raw.decoder = decoders.ByteLevel()
     else:
@@ -52,7 +53,9 @@ def tokenizer(kind: str = "wordpiece", size: int = 300) -> T.PreTrainedTokenizer
         raw.decoder = decoders.Metaspace()
     cls, sep = raw.token_to_id("[CLS]"), raw.token_to_id("[SEP]")
     raw.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", cls), ("[SEP]", sep)]
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B [SEP]",
+        special_tokens=[("[CLS]", cls), ("[SEP]", sep)],
     )
     return T.PreTrainedTokenizerFast(
         tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"

@@ -82,7 +82,9 @@ def test_step_on_family(name: str, family: str, bundles: dict[str, Bundle]) -> N
     trained = edited.copy()
     trained.model.train(False).requires_grad_(True)
     world.outputs(trained).square().sum().backward()
-    silent = [n for n, p in trained.model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
+    silent = [
+        n for n, p in trained.model.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()
+    ]
     assert not [n for n in silent if "pooler" not in n]
 
     assert torch.equal(world.outputs(_rebuilt(edited)), out)

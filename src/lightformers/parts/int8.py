@@ -42,8 +42,10 @@ def int8_matmul(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _fits(x: Tensor, weight: Tensor) -> bool:
+    if x.device.type == "cpu":
+        return x.shape[1] > 1  # torch 2.13 returns garbage for a single input feature
     # cuBLAS wants more than 16 rows and the two other sizes in multiples of 8
-    return x.device.type == "cpu" or (x.shape[0] > 16 and x.shape[1] % 8 == 0 and weight.shape[0] % 8 == 0)
+    return x.shape[0] > 16 and x.shape[1] % 8 == 0 and weight.shape[0] % 8 == 0
 
 
 @lru_cache(maxsize=4)
