@@ -157,7 +157,9 @@ def test_from_file(tmp_path) -> None:
         != task.fingerprint
         == from_data("embedding", str(file), query="q", document="d", group="page").fingerprint
     )
-    with pytest.raises(DataError, match=r"no column 'text'; columns there: 'q', 'd', 'page'"):
+    with pytest.raises(
+        DataError, match=r"columns there: 'q', 'd', 'page'\. Name two with --query and --document"
+    ):
         from_data("embedding", file)
     with pytest.raises(DataError, match="--document is missing"):
         from_data("embedding", file, query="q")

@@ -144,5 +144,5 @@ def test_real_installation() -> None:
     seconds = time.process_time() - start
     sizes = {name: len(rows) for name, rows in task.splits.items()}
     print(sizes, f"{seconds:.1f} s")
-    assert seconds < 30
+    assert seconds < 45  # 17 to 24 on two busy cores
     assert sizes["verify"] >= 900 and sizes["search"] >= 150

@@ -244,4 +244,9 @@ def _columns(rows: data.Rows, query: str | None, document: str | None, text: str
     for pair in _PAIR_COLUMNS:
         if set(pair) <= set(rows.columns):
             return pair
+    if "text" not in rows.columns:
+        there = ", ".join(map(repr, rows.columns))
+        raise DataError(
+            f"{rows.source}: columns there: {there}. Name two with --query and --document (pairs), or one with --text"
+        )
     return ("text",)
