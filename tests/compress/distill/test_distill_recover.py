@@ -1,9 +1,10 @@
 import gc
+import itertools
 
 import numpy as np
 import pytest
 import torch
-from distill_models import World, bundle, cut
+from distill_models import WORDS, World, bundle, cut, tokenizer
 
 from lightformers.compress.distill import Recover, targets
 from lightformers.errors import ModelError, UserError
@@ -196,3 +197,73 @@ def test_a_diverging_recovery_says_so():
         student.model.encoder.layer[0].output.dense.weight.fill_(float("nan"))
     with pytest.raises(Diverged, match="loss became nan"):
         Recover().apply(student, World("embedding"), Run(teacher=teacher, tokens=500, dtype="fp32"))
+
+
+@pytest.mark.parametrize("task", ["embedding", "causal-lm", "masked-lm"])
+def test_a_trimmed_vocabulary_meets_the_right_rows_of_its_teacher(task):
+    from lightformers.anatomy import surgery
+    from lightformers.bundle import Origin
+
+    teacher, world = bundle(task), World(task, 30)
+    kept = [0, 1, 2, 3, 4, *range(6, 65)]  # without w0: every id after it moves by one
+    student = teacher.copy()
+    surgery.keep_vocabulary(student.model, kept)
+    student.origin = Origin(vocabulary=tuple(kept))
+    student.processor = tokenizer([w for w in WORDS if w != "w0"])
+    world.training_examples = lambda labels: [
+        e for e in World(task, 60).training_examples(labels) if "w0" not in e["text"].split()
+    ]
+    losses_seen = []
+    run = Run(teacher=teacher, tokens=200, dtype="fp32", progress=lambda e: losses_seen.append(e["loss"]))
+    Recover(lr=1e-9).apply(student, world, run)
+    # nothing was cut but words that do not occur: the student is already the teacher
+    assert abs(losses_seen[-1]) < 1e-3
+
+
+@pytest.mark.parametrize("use_labels", [False, True])
+def test_pairs_of_the_embedding_task(use_labels):
+    from lightformers.tasks.embedding import Embedding
+
+    teacher = bundle("embedding")
+    rows = World("embedding", 90).training_examples(False)
+    pairs = [{"query": a["text"] + " w1", "document": b["text"]} for a, b in itertools.pairwise(rows)]
+    task = Embedding({"train": pairs, "search": [], "verify": []})
+    student = cut(teacher)
+    before = distance(student, teacher, "embedding")
+    run = Run(teacher=teacher, tokens=4000, dtype="fp32", use_labels=use_labels)
+    Recover(lr=3e-3, max_tokens=512, labels=0.02).apply(student, task, run)
+    assert distance(student, teacher, "embedding") < 0.8 * before
+
+
+def test_images_are_recovered():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    from lightformers.bundle import Batch, Bundle
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=4, intermediate_size=48, image_size=8, patch_size=4,
+        num_labels=3, initializer_range=0.15,
+    )  # fmt: skip
+
+    def processor(images, return_tensors):
+        return {"pixel_values": np.stack([np.asarray(i, dtype=np.float32) for i in images])}
+
+    teacher = Bundle(ViTForImageClassification(config).eval(), processor, "image-classification")
+
+    class Pictures(World):
+        def training_examples(self, use_labels):
+            rng = np.random.default_rng(0)
+            return [{"image": rng.standard_normal((3, 8, 8))} for _ in range(40)]
+
+    student, world = cut(teacher), Pictures("image-classification")
+    batch = Batch({"pixel_values": torch.randn(64, 3, 8, 8)}, {})
+
+    def apart():
+        with torch.no_grad():
+            a, b = (x.model(**batch.inputs).logits.softmax(-1) for x in (student, teacher))
+        return float((a - b).pow(2).mean())
+
+    before = apart()
+    Recover(lr=3e-3).apply(student, world, Run(teacher=teacher, tokens=1200, dtype="fp32"))
+    assert apart() < 0.6 * before

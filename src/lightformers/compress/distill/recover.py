@@ -7,7 +7,7 @@ hidden states may be matched beside them, as TinyBERT does (Jiao et al., 2020, a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,19 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from lightformers import anatomy
-from lightformers.bundle import Batch, Bundle
+from lightformers.bundle import Batch, Bundle, Encoded
 from lightformers.compress.distill import common
 from lightformers.compress.distill.targets import Targets
 from lightformers.errors import ModelError, UserError
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Run, Stage
-from lightformers.train import losses
+from lightformers.train import Feed, losses
 from lightformers.train.capture import Capture
 
 _CACHED = {"embedding": "embedding", "text-classification": "logits", "image-classification": "logits",
            "token-classification": "logits"}  # fmt: skip
 _BANK = 2048
-_AHEAD = 64
+_AHEAD, _AHEAD_IMAGES = 4096, 256
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class _Objective:
         teacher: Bundle,
         task: Any,
         run: Run,
-        batches: Any,
+        batches: Feed,
         stack: ExitStack,
     ) -> None:
         self.step, self.bundle, self.task, self.use_labels = step, bundle, task, run.use_labels
@@ -114,7 +114,9 @@ class _Objective:
         self.targets: Targets | None = None
         self.teacher: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
         if bundle.task in _CACHED:
-            self.targets = Targets(teacher, _CACHED[bundle.task], _ahead(batches), vocabulary, run.dtype)
+            self.targets = Targets(
+                teacher, _CACHED[bundle.task], _ahead(batches, bundle), vocabulary, run.dtype
+            )
             stack.callback(self.targets.close)
         if step.hidden or self.targets is None:
             self.teacher = stack.enter_context(common.live(teacher, run.device))
@@ -189,13 +191,20 @@ class _Objective:
         return loss
 
 
-def _ahead(batches: Any) -> Callable[[Batch], Sequence[Any]] | None:
-    """What a batch's successors will ask the teacher for, if the feed holds encoded examples."""
-    if not isinstance(batches.items[0], dict) or not {"input_ids", "pixel_values"} & set(batches.items[0]):
-        return None
+def _ahead(batches: Feed, bundle: Bundle) -> Callable[[Batch], list[Encoded]]:
+    """What a batch's successors will ask the teacher for: many at once run several times faster than few."""
+    image = "image" in batches.items[0]
 
-    def successors(batch: Batch) -> list[Any]:
-        start = batch.targets["position"] + 1
-        return [batches.items[i] for p in range(start, start + _AHEAD) for i in batches.indices(p)]
+    def successors(batch: Batch) -> list[Encoded]:
+        items: list[Any] = []
+        position = batch.targets["position"]
+        while len(items) < (_AHEAD_IMAGES if image else _AHEAD):
+            position += 1
+            items += [batches.items[i] for i in batches.indices(position)]
+        if "input_ids" in items[0]:
+            return items
+        if "query" in items[0]:
+            items = [{"text": pair[role], "role": role} for pair in items for role in ("query", "document")]
+        return bundle.encode(items)
 
     return successors

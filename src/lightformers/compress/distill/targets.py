@@ -88,7 +88,8 @@ class Targets:
         if missing:
             items = [translate(e, self.vocabulary) for e in missing.values()]
             if self._runner is None:
-                self._runner = runner(self.teacher, len(items), self.precision)
+                size = 32 if "pixel_values" in items[0] else 256
+                self._runner = runner(self.teacher, len(items), self.precision, size)
             self.known.update(zip(missing, self._runner.run(items, self._reduce)))
         self._seen.update((k, self.known[k]) for k in wanted)
 
@@ -122,18 +123,18 @@ def translate(encoded: Encoded, vocabulary: np.ndarray | None) -> Encoded:
     return {**encoded, "input_ids": vocabulary[np.asarray(encoded["input_ids"])].tolist()}
 
 
-def runner(teacher: Bundle, examples: int, precision: str = "bf16") -> Any:
-    """The fastest runner of the teacher that works here: OpenVINO where it is installed and pays, else torch."""
+def runner(teacher: Bundle, examples: int, precision: str = "bf16", size: int = 256) -> Any:
+    """The fastest runner of the teacher that works here, `size` examples a batch: OpenVINO where it is installed and pays, else torch."""
     from lightformers.runners import build
     from lightformers.steps import Deploy
 
     half = "fp32" if precision == "fp32" else "bf16"
     if examples >= _WORTH_COMPILING and next(teacher.model.parameters()).device.type == "cpu":
         try:
-            return build(teacher, Deploy("openvino", half, "sorted", batch_size=256, max_tokens=8192))  # type: ignore[arg-type]
+            return build(teacher, Deploy("openvino", half, "sorted", batch_size=size, max_tokens=8192))  # type: ignore[arg-type]
         except (MissingExtra, ModelError, RuntimeError, ImportError):
             pass  # not installed, or a graph that it cannot take: torch can always run its own model
-    return build(teacher, Deploy("torch", half, "sorted", batch_size=256, max_tokens=8192))  # type: ignore[arg-type]
+    return build(teacher, Deploy("torch", half, "sorted", batch_size=size, max_tokens=8192))  # type: ignore[arg-type]
 
 
 def save(teacher: Bundle, path: str | Path) -> Path:
