@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import runpy
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from lightformers.errors import UserError
 from lightformers.export import huggingface, reload
 from lightformers.parts.low_rank import LowRankLinear
 
-SLOW = {"gpt2", "vit"}
+SLOW = {"classifier", "gpt2", "vit"}
 
 
 def spoil(folder, by=0.5):
@@ -36,7 +38,7 @@ def test_a_good_folder_passes_and_a_changed_weight_is_caught(kind, tmp_path):
     for found in good.values():
         assert found["ok"] and found["max_difference"] < 1e-5 and found["throughput"] > 0, found
     spoil(tmp_path / "m")
-    bad = reload.check(tmp_path / "m", probes, bundle, rounds=1)[0]
+    (bad,) = reload.check(tmp_path / "m", probes, bundle, rounds=1, only=["transformers"])
     assert not bad["ok"] and bad["max_difference"] > 1e-4
 
 
@@ -46,8 +48,9 @@ def test_missing_weights_are_a_failure_not_random_numbers(tmp_path):
     weights = load_file(tmp_path / "model.safetensors")
     del weights["classifier.weight"]
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    (found,) = reload.check(tmp_path, examples_of("classifier"), bundle, rounds=1)
-    assert not found["ok"] and "classifier.weight" in found["note"]
+    script = runpy.run_path(str(reload.SCRIPT))
+    with pytest.raises(SystemExit, match=r"classifier\.weight"):
+        script["transformers_runner"]({"folder": str(tmp_path), "task": "text-classification"})
 
 
 def test_a_custom_folder_is_checked_with_lightformers_and_says_so(tmp_path):
@@ -105,3 +108,23 @@ def test_recorded_rows_are_per_example_and_ignore_padding():
 def test_no_probes_is_refused(tmp_path):
     with pytest.raises(UserError, match="examples"):
         reload.check(tmp_path, [], make("classifier"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+def test_graphs_are_opened_compared_and_a_spoiled_one_is_caught(runtime, precision, tmp_path):
+    from lightformers.export import onnx, openvino
+    from lightformers.steps import Deploy
+
+    bundle, probes = make("embedder"), examples_of("embedder")
+    huggingface.save(bundle, tmp_path)
+    writer = openvino if runtime == "openvino" else onnx
+    writer.save(bundle, Deploy(runtime, precision), tmp_path, probes)
+    form = "openvino" if runtime == "openvino" else "onnx"
+    (good,) = reload.check(tmp_path, probes, bundle, rounds=1, only=[form])
+    assert good["ok"] and good["throughput"] > 0, good
+    assert ("ExportedModel" in good["note"]) == (form == "openvino")
+    writer.save(make("embedder", seed=1), Deploy(runtime, precision), tmp_path, probes)
+    (bad,) = reload.check(tmp_path, probes, bundle, rounds=1, only=[form])
+    assert not bad["ok"], bad

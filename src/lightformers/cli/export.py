@@ -115,5 +115,20 @@ def _probes(bundle: Any) -> list[dict[str, Any]]:
 
         rng = np.random.default_rng(0)
         return [{"image": rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)} for _ in range(8)]
-    words = "the model reads these few plain words in many orders and gives its answer".split()
+    words = [
+        "the",
+        "model",
+        "reads",
+        "these",
+        "few",
+        "plain",
+        "words",
+        "in",
+        "many",
+        "orders",
+        "and",
+        "gives",
+        "its",
+        "answer",
+    ]
     return [{"text": " ".join((words * 3)[i : i + 3 + 2 * i])} for i in range(12)]

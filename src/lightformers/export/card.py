@@ -64,7 +64,7 @@ def write(
         recipe=recipe,
         evaluation=_evaluation(report),
         hardware=_hardware(report.get("machine") or {}),
-        snippets=_snippets(bundle, folder),
+        snippets=snippets(bundle, folder),
         limits=_limits(bundle, folder, report),
     )
     return write_text(folder / "README.md", text)
@@ -120,8 +120,9 @@ def _hardware(machine: Mapping[str, Any]) -> str:
     )
 
 
-def _snippets(bundle: Bundle, folder: Path) -> list[dict[str, str]]:
-    where = folder.resolve().name
+def snippets(bundle: Bundle, folder: Path, where: str | None = None) -> list[dict[str, str]]:
+    """How to open what stands in `folder`, as {"title", "code"}; `where` is the folder's name in the code."""
+    where = where or folder.resolve().name
     out = []
     if (folder / MANIFEST).is_file():
         code = f'import lightformers as lf\n\nbundle = lf.load("{where}")\nmodel = bundle.module()'

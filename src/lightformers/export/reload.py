@@ -73,11 +73,12 @@ def check(
     batch_size: int = 32,
     rounds: int = 3,
     threads: int | None = None,
+    only: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     """Open every form that stands in `folder` in a process of its own and compare its outputs on `probes`.
 
     expected: format ("transformers", "openvino", "onnx") -> recorded outputs (see `record`); what is not given is
-    compared with the bundle in eager torch, as closely as its precision allows.
+    compared with the bundle in eager torch, as closely as its precision allows. only: leave out other formats.
     Returns one dictionary per form: format, ok, max_difference, throughput (examples per second, tokenization
     included, length-sorted batches, best of `rounds`), note.
     """
@@ -95,6 +96,8 @@ def check(
         }  # fmt: skip
         out = []
         for form, precision in _forms(folder, probes):
+            if only is not None and form not in only:
+                continue
             recorded = (expected or {}).get(form)
             wanted = reference if recorded is None else recorded
             np.save(work / "expected.npy", wanted.astype(np.float32))
