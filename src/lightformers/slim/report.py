@@ -162,6 +162,7 @@ def render(report: Mapping[str, Any]) -> str:
             kinds=digest.kinds(report),
             failed=digest.failed(report),
             facts=facts(report),
+            shown={trace["name"] for figure in figures.values() for trace in figure["data"]},
             views=[key.removeprefix("frontier-") for key in figures if key.startswith("frontier-")],
             first=first if first in figures else next(iter(figures), None),
             speed_axis=digest.speed_axis(report),

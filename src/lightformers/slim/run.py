@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from lightformers import __version__, measure, runners
 from lightformers.bundle import Bundle
 from lightformers.errors import Interrupted, UserError
-from lightformers.files import write_text
-from lightformers.slim import baseline, finish, report, search
+from lightformers.export import card
+from lightformers.slim import baseline, finish, handover, report, search
 from lightformers.slim.preflight import Preflight, check, to_dict
 from lightformers.slim.progress import Progress
 from lightformers.slim.session import Session, interval_dict
@@ -143,7 +143,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     described = _describe(session, pre, baselines, chosen, runner, outcome, load, reference)
     described |= {"control": controlled, "trials": _trials(session, len(load)), "command": command}
     described |= {"seconds": round(time.time() - started, 1), "warnings": session.warnings}
-    return _deliver(session, described, chosen, outcome)
+    return _deliver(session, described, chosen, runner, outcome)
 
 
 def _training_seconds(session: Session, rate: float, cuts: int) -> float:
@@ -173,7 +173,7 @@ def _describe(
             row["latency_ms"] = (
                 1000 * latencies[row["name"]] if row["name"] in latencies else row["latency_ms"]
             )
-    size = finish.deployed_bytes(Path(outcome["folder"]), chosen)
+    size = handover.deployed_bytes(Path(outcome["folder"]), chosen)
     batch = bundle.collate(load[: min(settings.batch, 32)])
     small = chosen.bundle.collate(load[: min(settings.batch, 32)])
     return {
@@ -215,15 +215,18 @@ def _describe(
             "parameters": chosen.bundle.parameters,
             "recipe": [{"step": type(s).__name__, "parameters": fields_of(s)} for s in chosen.recipe.steps],
             "deploy": fields_of(chosen.recipe.deploy),
-            "speedups": {
-                name: interval_dict(mean_interval([a / b for a, b in zip(timing.seconds, mine.seconds)]))
-                for name, timing in race.items()
-            },
+            "speedups": {name: _speedup(timing.seconds, mine.seconds) for name, timing in race.items()},
         },
-        "steps": finish.step_costs(session, chosen, outcome, load),
+        "steps": handover.step_costs(session, chosen, Path(outcome["folder"]), load),
         "layers": {"before": measure.profile(bundle, batch), "after": measure.profile(chosen.bundle, small)},
         "why_not_faster": measure.why_not_faster(runner, chosen.bundle, list(load), task.reduce),
     }
+
+
+def _speedup(theirs: Sequence[float], mine: Sequence[float]) -> dict[str, float]:
+    """How many times faster, with the interval of the mean over paired rounds."""
+    found = mean_interval([a / b for a, b in zip(theirs, mine)])
+    return {"ratio": found.estimate, "low": found.low, "high": found.high}
 
 
 def _final_race(
@@ -293,15 +296,18 @@ def _trials(session: Session, n_load: int) -> list[dict[str, Any]]:
 
 
 def _deliver(
-    session: Session, described: dict[str, Any], chosen: finish.Finalist, outcome: dict[str, Any]
+    session: Session,
+    described: dict[str, Any],
+    chosen: finish.Finalist,
+    runner: runners.Runner,
+    outcome: dict[str, Any],
 ) -> Result:
     """Card, recipe, reload guarantee, report; then everything into the user's folder."""
     session.progress.trying("reloading in a fresh process without lightformers")
     folder = Path(outcome["folder"])
-    described["reload"] = finish.reload(session, chosen, folder)
-    described["usage"] = finish.usage(session, chosen)
-    write_text(folder / "recipe.yaml", chosen.recipe.to_yaml())
-    finish.card(session, described, folder)
+    described["reload"] = handover.reloaded(session, chosen, folder, runner)
+    described["usage"] = card.snippets(chosen.bundle, folder, session.store.out.name)
+    handover.write(described, chosen, folder)
     finish.publish(session, folder)
     report.write(described, session.store.out)
     broken = [r["format"] for r in described["reload"] if not r["ok"]]

@@ -223,7 +223,7 @@ def recover(
                 teacher=session.bundle, seed=session.settings.seed + rung, seconds=seconds,
                 use_labels=session.settings.use_labels, progress=lambda e: session.progress.training(**e),
             )  # fmt: skip
-            model = recovery().apply(model, session.task, run)
+            model = recovery(seconds).apply(model, session.task, run)
             save_weights(model, checkpoint(session, name, rung))
             scores = session.score(model, session.brisk, "search", f"{slug(name)}-{rung}")
             ratio = session.compare(scores, "search")
@@ -241,11 +241,11 @@ def recover(
     return session.store.trial(name, rung) or {}
 
 
-def recovery() -> Any:
-    """The recovery step of the search."""
+def recovery(seconds: float) -> Any:
+    """The recovery step of the search; `seconds` stand in the recipe, so that a replay trains as long."""
     from lightformers.compress import Recover
 
-    return Recover()
+    return Recover(seconds=seconds)
 
 
 def slug(name: str) -> str:

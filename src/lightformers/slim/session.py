@@ -98,6 +98,11 @@ class Session:
         return -self.settings.max_drop if self.settings.max_drop is not None else self.settings.floor
 
 
+def limited(task: Any, split: str, most: int) -> int | None:
+    """`most` as a limit for `task.evaluate`, or None where the split holds no more than that."""
+    return most if len(task.splits[split]) > most else None
+
+
 def interval_dict(value: stats.Interval) -> dict[str, float]:
     return {k: round(float(v), 6) for k, v in vars(value).items()}
 

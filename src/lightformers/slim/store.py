@@ -65,7 +65,7 @@ class Store:
         path = self.folder / "scores" / f"{key}.npz"
         if path.is_file():
             with np.load(path) as saved:
-                groups = saved["groups"] if "groups" in saved else None
+                groups = saved.get("groups")
                 return Scores(saved["stats"], metric, groups)
         made = make()
         arrays = {"stats": made.stats} | ({} if made.groups is None else {"groups": made.groups})
