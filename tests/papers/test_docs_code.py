@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -27,20 +29,31 @@ def blocks(page: Path, *languages: str) -> Iterator[str]:
             yield body
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_python_parses_and_names_exist(page: Path) -> None:
+def named(dotted: str) -> Any:
+    """What `lf.a.b` stands for."""
     import lightformers
 
+    thing: Any = lightformers
+    for name in dotted.split(".")[1:]:
+        thing = getattr(thing, name)
+    return thing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_parses_and_names_exist(page: Path) -> None:
     for code in blocks(page, "python"):
         tree = ast.parse(code)
         for node in ast.walk(tree):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lightformers"):
                 module = importlib.import_module(str(node.module))
                 assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)
-            if isinstance(node, ast.Attribute) and (dotted := ast.unparse(node)).startswith("lf."):
-                thing: object = lightformers
-                for name in dotted.split(".")[1:]:
-                    thing = getattr(thing, name)
+            if isinstance(node, ast.Attribute) and re.fullmatch(r"lf(\.\w+)+", ast.unparse(node)):
+                named(ast.unparse(node))
+            if isinstance(node, ast.Call) and re.fullmatch(r"lf(\.\w+)+", ast.unparse(node.func)):
+                taken = inspect.signature(named(ast.unparse(node.func))).parameters
+                free = any(p.kind is p.VAR_KEYWORD for p in taken.values())
+                unknown = {str(k.arg) for k in node.keywords if k.arg} - taken.keys()
+                assert free or not unknown, f"{ast.unparse(node)}: no {unknown}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
