@@ -175,12 +175,15 @@ def api(package: Path) -> dict[str, str]:
 
 
 def modules_of(room: Path) -> Iterator[Path]:
+    """The importable modules of a room: templates that happen to be Python are none."""
     if room.is_file():
         yield room
-    else:
-        yield from (
-            f for f in sorted(room.rglob("*.py")) if not f.stem.startswith("_") or f.stem == "__init__"
-        )
+        return
+    for file in sorted(room.rglob("*.py")):
+        if (file.parent / "__init__.py").is_file() and (
+            file.stem == "__init__" or not file.stem.startswith("_")
+        ):
+            yield file
 
 
 def members(file: Path) -> list[str]:

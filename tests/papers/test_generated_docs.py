@@ -41,6 +41,7 @@ def tree(tmp_path: Path, generate: types.ModuleType, monkeypatch: pytest.MonkeyP
         '"""Norms."""\n\n\nclass ToRMSNorm:\n    """Exact."""\n',
     )
     write(tmp_path, "src/lightformers/compress/rows.py", '"""Data."""\nROWS = ()\n')
+    write(tmp_path, "src/lightformers/compress/templates/page.py", "def render(): ...\n")
     write(tmp_path, "tests/test_pre_crmsnorm.py", "def test_equal(): ...\n")
     Finding(
         slug="pre-crmsnorm",
@@ -72,7 +73,7 @@ def test_pages_say_what_stands(generate: types.ModuleType, tree: Path) -> None:
     assert json.loads(pages["src/lightformers/papers/status.json"]) == {"works": ["pre-crmsnorm"]}
     assert "Equal outputs \\| always." in pages["results/README.md"]
     api = pages["docs/api/compress.md"]
-    assert "::: lightformers.compress.norms" in api and "rows" not in api
+    assert "::: lightformers.compress.norms" in api and "rows" not in api and "templates" not in api
     assert "Steps that make small." in pages["docs/api/index.md"]
 
 
