@@ -22,6 +22,8 @@ demo: $(VENV)/.base  ## slim the embedded default and write demo/report.html
 test: $(VENV)/.dev  ## the fast tests
 	$(BIN)/python -m pytest
 
+export NO_MKDOCS_2_WARNING := 1
+
 check: $(VENV)/.dev  ## lint, format, types, import contracts, generated pages, docs
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
