@@ -52,8 +52,10 @@ def teacher_of(bundle: Bundle, run: Run) -> Bundle:
     return teacher
 
 
-def shared(run: Run, share: float) -> Run:
-    """The run with this share of its budget."""
+def shared(run: Run, share: float, seconds: float | None = None) -> Run:
+    """The run with this share of its budget; `seconds` (a step's own) count where the run has no budget."""
+    if run.seconds is None and run.tokens is None and seconds is not None:
+        return dataclasses.replace(run, seconds=seconds)
     return dataclasses.replace(
         run,
         seconds=None if run.seconds is None else run.seconds * share,

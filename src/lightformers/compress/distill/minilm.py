@@ -44,7 +44,7 @@ class MiniLM:
         prefers an upper-middle block.
     assistant: v1's teacher assistant, of the teacher's depth and the student's width; None: as in the paper, where the
         student has at most half the blocks and half the width. It takes half of the budget.
-    lr, epochs, share, train_embeddings, max_tokens, warmup, weight_decay: as in `Recover`.
+    lr, epochs, seconds, share, train_embeddings, max_tokens, warmup, weight_decay: as in `Recover`.
 
     Raises ModelError where heads or vocabularies do not fit, UserError for bad weights.
     """
@@ -59,6 +59,7 @@ class MiniLM:
     assistant: bool | None = None
     lr: float = 5e-4
     epochs: float = 3.0
+    seconds: float | None = None
     share: float = 1.0
     train_embeddings: bool | None = None
     max_tokens: int | None = None
@@ -69,7 +70,7 @@ class MiniLM:
     def apply(self, bundle: Bundle, task: Any, run: Run) -> Bundle:
         self._validate(task)
         teacher = common.teacher_of(bundle, run)
-        run = common.shared(run, self.share)
+        run = common.shared(run, self.share, self.seconds)
         if self.assistant or (self.assistant is None and self.version == "v1" and _far(bundle, teacher)):
             half = common.shared(run, 0.5)
             teacher = self._distil(assistant(bundle, teacher), teacher, task, half)

@@ -40,7 +40,7 @@ class Recover:
     class logits by KL, per example or per token; logits of a language model by KL at valid positions. Everything
     but the last is computed by the teacher once per example and kept for later epochs and recoveries.
 
-    lr: peak learning rate. epochs: budget where the run has neither seconds nor tokens.
+    lr: peak learning rate. seconds, epochs: budget where the run has neither seconds nor tokens; seconds go first.
     share: fraction of the run's budget that is this step's (a recipe may recover twice).
     similarity: weight of the similarity KL beside the cosine distance (embeddings only).
     temperature: of the KL of logits; of the similarities it is 0.05.
@@ -56,6 +56,7 @@ class Recover:
 
     lr: float = 5e-4
     epochs: float = 3.0
+    seconds: float | None = None
     share: float = 1.0
     similarity: float = 1.0
     temperature: float = 1.0
@@ -71,7 +72,7 @@ class Recover:
         started = time.monotonic()
         teacher = common.teacher_of(bundle, run)
         self._validate(bundle, task)
-        run = common.shared(run, self.share)
+        run = common.shared(run, self.share, self.seconds)
         frozen = common.frozen_embeddings(bundle, teacher, self.train_embeddings)
         batches = common.feed(bundle, task, run, self.max_tokens)
         plan = common.Plan(self.lr, self.epochs, self.warmup, self.weight_decay)
