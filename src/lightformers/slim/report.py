@@ -138,8 +138,8 @@ def render(report: Mapping[str, Any]) -> str:
     """
     report = plain(report)
     rows = digest.comparison(report)
-    figures = {axis: frontier.chart(report, axis) for axis in digest.AXES}
-    figures = {f"frontier-{axis}": figure for axis, figure in figures.items() if figure}
+    drawn = {f"frontier-{axis}": frontier.chart(report, axis) for axis in digest.AXES}
+    figures: dict[str, charts.Figure] = {name: figure for name, figure in drawn.items() if figure}
     first = f"frontier-{digest.goal(report)}"
     per_layer = charts.layers(report)
     if per_layer:
