@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import pytest
 import torch
+import transformers
 import zoo
 from torch import nn
 
@@ -17,6 +19,9 @@ CUTS = ("blocks", "heads", "channels", "width", "vocabulary")
 # The facts, by hand: what a uniform cut of each family reloads as in plain transformers.
 BOUND = {"bert", "roberta", "distilbert", "electra", "mpnet", "gpt2", "gpt_neox", "opt", "bart", "clip", "wav2vec2",
          "hubert", "whisper"}  # fmt: skip
+VITS = {"vit", "deit", "dinov2"}
+if "head_dim" not in inspect.getsource(transformers.models.vit.modeling_vit):
+    BOUND |= VITS  # early releases don't heed a head size in these configs; the rehearsal notices
 NO_WIDTH = {"albert", "gemma", "t5", "bart", "dinov2", "clip", "wav2vec2", "hubert", "whisper"}
 NO_WORDS = {"vit", "deit", "dinov2"}
 REFUSED = (
@@ -77,7 +82,7 @@ def test_cut(name: str, cut: str) -> None:
         assert anatomy.native_reasons(model)
         assert "head" in anatomy.native_reasons(model)[0]
         assert anatomy.native(zoo.make(name), cut) is not None
-        assert anatomy.of(model).native.heads is not None
+        assert anatomy.of(model).native.heads is not None or family(name) in VITS
         return
     assert anatomy.native_reasons(model) == []
     assert anatomy.native(zoo.make(name), cut) is None
@@ -126,7 +131,7 @@ def test_unequal_cuts_run_and_say_why_they_do_not_reload(name: str) -> None:
         keep = {i: [0, 1] for i, b in enumerate(again.blocks) if i != 1}
         cross = {i: [0, 1] for i, b in enumerate(again.blocks) if b.cross_attention}
         anatomy.surgery.keep_heads(model, keep, cross)
-    if name in ("llama", "vit", "t5"):
+    if name in ("llama", "vit", "t5") and name not in BOUND:
         assert anatomy.native_reasons(model) == []
 
 
@@ -135,6 +140,8 @@ def test_vocabulary_rows_keep_their_logits(name: str) -> None:
     """With inputs of kept tokens, renumbered, the logits of kept rows are the same numbers."""
     model = zoo.make(name)
     whole = copy.deepcopy(model)
+    if name == "whisper":
+        model.generation_config.suppress_tokens = [40, 50, 63]
     anatomy.surgery.keep_vocabulary(model, VOCABULARY)
     given = zoo.inputs(model, vocabulary=len(VOCABULARY))
     old = {
@@ -150,8 +157,7 @@ def test_vocabulary_rows_keep_their_logits(name: str) -> None:
     found = anatomy.of(model)
     assert found.tied == anatomy.of(whole).tied
     if name == "whisper":
-        generation = model.generation_config
-        assert (generation.suppress_tokens or model.config.suppress_tokens) == [6, 12]
+        assert model.generation_config.suppress_tokens == [6, 12]
 
 
 def test_blocks_without_effect_can_go_exactly() -> None:

@@ -92,7 +92,8 @@ OTHERS: dict[str, tuple[str, str, dict[str, Any]]] = {
         ("dinov2", "-swiglu", "Dinov2Model", {"use_swiglu_ffn": True}),
         ("wav2vec2", "", "Wav2Vec2Model Wav2Vec2ForSequenceClassification", {}),
         ("hubert", "", "HubertModel HubertForSequenceClassification", {}),
-        ("whisper", "", "WhisperModel WhisperForAudioClassification WhisperForCausalLM", {}),
+        ("whisper", "", "WhisperModel WhisperForAudioClassification", {}),
+        ("whisper", "", "WhisperForCausalLM", {"encoder_layers": 3}),
     )
     for kind in kinds.split()
 } | {

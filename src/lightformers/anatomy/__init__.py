@@ -9,13 +9,22 @@ from __future__ import annotations
 
 from lightformers.anatomy import surgery
 from lightformers.anatomy.access import features, get, linear, projection, replace, replace_linear, rows
-from lightformers.anatomy.cost import Cost, block_cost, parameters_of, sequence_length, total
+from lightformers.anatomy.cost import (
+    Cost,
+    attention_cost,
+    block_cost,
+    feed_forward_cost,
+    head_cost,
+    parameters_of,
+    sequence_length,
+    total,
+)
 from lightformers.anatomy.families import CUTS, FAMILIES, Family, StackRow
 from lightformers.anatomy.find import of
 from lightformers.anatomy.records import Anatomy, Attention, Block, FeedForward, Native, Stack
 from lightformers.anatomy.reload import native, native_reasons
 from lightformers.anatomy.structure import describe
-from lightformers.anatomy.twin import twin
+from lightformers.anatomy.twin import build, twin
 from lightformers.anatomy.width import head_strength
 
 __all__ = [
@@ -30,10 +39,14 @@ __all__ = [
     "Native",
     "Stack",
     "StackRow",
+    "attention_cost",
     "block_cost",
+    "build",
     "describe",
     "features",
+    "feed_forward_cost",
     "get",
+    "head_cost",
     "head_strength",
     "linear",
     "native",

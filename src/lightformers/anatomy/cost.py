@@ -93,14 +93,14 @@ def block_cost(model: nn.Module, block: Block, length: int) -> Cost:
 
 
 def head_cost(model: nn.Module, anatomy: Anatomy, length: int) -> Cost:
-    """The output layer: at every position for a language model, else once."""
+    """The output layer: at every position for a language model, else once. What is tied counts elsewhere."""
     if anatomy.head is None:
         return Cost(0, 0)
     into, out = features(get(model, anatomy.head))
     words = find(model, anatomy.embeddings) if anatomy.embeddings else None
     per_token = words is not None and out == getattr(words, "num_embeddings", None)
-    shared = anatomy.tied and anatomy.embeddings
-    parameters = 0 if shared else parameters_of(model, anatomy.head)
+    shared = [anatomy.embeddings] if anatomy.embeddings else []
+    parameters = parameters_of(model, [anatomy.head, *shared]) - parameters_of(model, shared)
     return Cost(parameters, 2 * into * out * (length if per_token else 1))
 
 

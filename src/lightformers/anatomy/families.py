@@ -74,11 +74,11 @@ class Family:
     channels_multiple: str = ""
 
 
-_BOUND = (
-    "its config has no head size of its own (it is hidden size / heads), so fewer heads of the same size do not "
-    "reload; cut width and heads in proportion instead"
-)
-_NO_HEADS = {"native": frozenset(CUTS) - {"heads"}, "reasons": {"heads": _BOUND}}
+_BOUND = "its config has no head size of its own (it is hidden size / heads), so fewer heads of the same size do not reload"
+_NO_HEADS = {
+    "native": frozenset(CUTS) - {"heads"},
+    "reasons": {"heads": _BOUND + "; cut width and heads in proportion instead"},
+}
 
 
 def _no_width(why: str) -> dict[str, str]:

@@ -111,6 +111,8 @@ def _renumber(module: nn.Module, index: int) -> None:
     factor = (index + 1) / (old + 1)  # type: ignore[operator]
     if isinstance(getattr(module, "scaling", None), float):
         module.scaling = module.scaling / factor  # type: ignore[assignment, operator]
+    elif getattr(module.config, "_attn_implementation", "eager") != "eager":
+        return  # early releases heed the setting in eager attention only
     fused = getattr(module, "q_attn", None) or module.c_attn
     width = module.num_heads * module.head_dim  # type: ignore[operator]
     with torch.no_grad():

@@ -53,7 +53,9 @@ def build(kind: Any, config: Any, like: nn.Module | None = None) -> nn.Module:
     logger.setLevel(logging.ERROR)
     try:
         with torch.device("meta"):
-            return kind(config, **arguments)
+            model = kind(config, **arguments)
+        model.tie_weights()  # early releases leave it out on the meta device
+        return model
     finally:
         logger.setLevel(level)
 
