@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightformers.bundle import Bundle, Encoded, Example
 from lightformers.errors import MissingExtra, ModelError, UserError
+from lightformers.files import read_json
 from lightformers.runners.batching import by_length, in_order, plan
 from lightformers.runners.named import WANTED, Traceable, example_batch, numpy_inputs, to_tensor
 from lightformers.steps import Deploy
@@ -91,6 +92,10 @@ class OpenVINORunner:
     def _feed(self, batch: Any) -> dict[str, np.ndarray]:
         return {k: v for k, v in numpy_inputs(batch).items() if k in self.inputs}
 
+    def feed(self, encoded: Sequence[Encoded]) -> dict[str, np.ndarray]:
+        """The graph's inputs for one batch: name -> (batch, length) integers, or pixels."""
+        return self._feed(self._pad(list(encoded)))
+
     def _take(self, request: Any) -> dict[str, Tensor]:
         # Copied: the request's memory is written again by its next batch.
         return {
@@ -133,8 +138,14 @@ def open_folder(path: str | Path, bundle: Bundle, deploy: Deploy | None = None) 
     if len(files) != 1:
         raise UserError(f"{path} holds {len(files)} OpenVINO graphs (*.xml); exactly one is needed")
     model = ov.Core().read_model(str(files[0]))
-    deploy = deploy or Deploy(runtime="openvino", precision="bf16", batching="sorted")
-    return OpenVINORunner(model, bundle, deploy)
+    return OpenVINORunner(model, bundle, deploy or _recorded(files[0].with_name("deploy.json")))
+
+
+def _recorded(path: Path) -> Deploy:
+    """The deploy that stands beside an exported graph; of a foreign folder, what suits most."""
+    names = ("precision", "batching", "batch_size", "max_tokens", "threads", "streams")
+    known = read_json(path) if path.is_file() else {"precision": "bf16", "batching": "sorted"}
+    return Deploy(runtime="openvino", **{k: known[k] for k in names if k in known})
 
 
 def convert(bundle: Bundle, examples: Sequence[Example] | None = None) -> Any:
@@ -207,8 +218,8 @@ def _nncf() -> Any:
     return nncf
 
 
-def compile_model(model: Any, deploy: Deploy) -> Any:
-    """Compile for the CPU with the deploy's precision, threads and streams, all said explicitly."""
+def compile_model(model: Any, deploy: Deploy, more: Mapping[str, Any] | None = None) -> Any:
+    """Compile for the CPU with the deploy's precision, threads and streams, all said explicitly, and `more`."""
     ov = _import()
     core = ov.Core()
     settings: dict[str, Any] = {
@@ -218,7 +229,7 @@ def compile_model(model: Any, deploy: Deploy) -> Any:
     if deploy.threads:
         settings["INFERENCE_NUM_THREADS"] = deploy.threads * deploy.streams
     with quiet():
-        return core.compile_model(model, "CPU", settings)
+        return core.compile_model(model, "CPU", {**settings, **(more or {})})
 
 
 def precision_hint(core: Any, deploy: Deploy) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lightformers.bundle import Batch, Bundle, Encoded, Example
 from lightformers.errors import ModelError
+from lightformers.parts.packed import packed
 from lightformers.runners.batching import in_order, plan
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Deploy
@@ -29,12 +30,7 @@ class TorchRunner:
         self.deploy = deploy
         self.name = str(deploy)
         self.module = _prepare(bundle, deploy)
-        self.arguments = plain_arguments(self.module)
-        self.packing: dict[str, Any] = {}
-        if deploy.batching == "packed":
-            from lightformers.parts.packed import packed
-
-            self.module = packed(self.module)
+        self.arguments = plain_arguments(bundle.module())
 
     def encode(self, examples: Sequence[Example]) -> list[Encoded]:
         return self.bundle.encode(examples)
@@ -69,9 +65,12 @@ class TorchRunner:
 
 
 def _prepare(bundle: Bundle, deploy: Deploy) -> nn.Module:
+    module = bundle.module()
+    if deploy.batching == "packed":
+        module = packed(module)  # before any cast: equality is probed in the precision of the weights
     if deploy.precision == "fp32":
-        return bundle.module()
-    module = copy.deepcopy(bundle.module()).eval()
+        return module
+    module = copy.deepcopy(module).eval()
     if deploy.precision == "bf16":
         return module.to(torch.bfloat16)
     return _dynamic_int8(module)
