@@ -76,9 +76,10 @@ def run(bundle: Any, task: Any, json_: bool, *, dry_run: bool = False, **options
     from lightformers.cli.console import out, show_json
     from lightformers.slim.progress import Progress
     from lightformers.slim.report import table
+    from lightformers.slim.run import PHASES
     from lightformers.slim.run import slim as work
 
-    result = work(bundle, task, progress=Progress(quiet=json_), command=shlex.join(["lightformers", *sys.argv[1:]]), dry_run=dry_run, **options)  # fmt: skip
+    result = work(bundle, task, progress=Progress(budget_seconds=options["budget"], phases=PHASES, quiet=json_), command=shlex.join(["lightformers", *sys.argv[1:]]), dry_run=dry_run, **options)  # fmt: skip
     if json_:
         show_json(result.report)
     elif dry_run:

@@ -1,16 +1,17 @@
-"""What a careful user gets without us: every honest baseline, on this machine, interleaved."""
+"""What a careful user gets without us: every honest baseline, scored first, timed in one interleaved race at the end."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightformers import measure, runners
 from lightformers.bundle import Bundle, Example
 from lightformers.slim.session import Session, installed, interval_dict, limited, runtime
-from lightformers.stats import interval
+from lightformers.stats import Interval, interval
 from lightformers.steps import Deploy
 
 EAGER = "eager fp32, arrival order"
@@ -18,6 +19,25 @@ ENCODE = "SentenceTransformer.encode"
 INT8 = "OpenVINO + NNCF int8, sorted"
 LATENCY_EXAMPLES = 12
 QUALITY_EXAMPLES = 400
+QUICK = 1.0  # seconds; what passes the load faster than this is timed in more rounds
+
+
+@dataclass(frozen=True)
+class Race:
+    """What one interleaved run of everybody found: seconds of a pass over `examples`, how many times faster the
+    delivered model ("chosen") is than each, paired, and milliseconds of one example alone."""
+
+    examples: int
+    seconds: Mapping[str, float]
+    speedups: Mapping[str, dict[str, float]]
+    latency_ms: Mapping[str, float]
+
+    def fill(self, row: dict[str, Any], name: str) -> dict[str, Any]:
+        """`row` with the times of `name`."""
+        return row | {
+            "throughput": self.examples / self.seconds[name],
+            "latency_ms": self.latency_ms.get(name),
+        }
 
 
 def deploys(batch: int) -> dict[str, Deploy]:
@@ -34,56 +54,68 @@ def deploys(batch: int) -> dict[str, Deploy]:
     return names
 
 
-def honest(names: list[str]) -> str:
-    """The baseline that counts: what a careful user already has."""
-    return next(n for n in (INT8, "bf16, sorted", EAGER) if n in names)
-
-
-def run(session: Session, rate: float) -> list[dict[str, Any]]:
-    """Rows of `report["baselines"]`. rate: examples per second of eager fp32, which bounds the workload."""
-    settings, task = session.settings, session.task
-    load = workload(session, rate)
-    built: dict[str, runners.Runner] = {}
-    for name, deploy in deploys(settings.batch).items():
-        session.progress.trying(f"baseline: {name}")
-        built[name] = runners.build(session.bundle, deploy, session.calibration(deploy.calibration))
-    calls: dict[str, Callable[[], Any]] = {n: _call(r, load, task.reduce) for n, r in built.items()}
-    if encode := encoder(session.bundle):
-        calls[ENCODE] = lambda: encode([e["text"] for e in load], settings.batch)
-    session.progress.trying("baselines, interleaved")
-    timings = measure.compare(calls, rounds=3, warmup=1)
-    latencies = {n: measure.latency(r, load[:LATENCY_EXAMPLES], task.reduce) for n, r in built.items()}
-    rows = []
-    for name, timing in timings.items():
-        deploy = getattr(built.get(name), "deploy", None)
-        row: dict[str, Any] = {
-            "name": name,
-            "throughput": len(load) / timing.median,
-            "latency_ms": 1000 * latencies[name].median if name in latencies else None,
-            "size_bytes": deployed_size(session.bundle, deploy),
-            "deploy": str(deploy) if deploy else None,
-            "quality": None,
-            "ratio": None,
-        }
-        if deploy and deploy.precision != "fp32":
+def quality(session: Session) -> list[dict[str, Any]]:
+    """Rows of `report["baselines"]` without times. What computes in full precision is the original itself."""
+    rows: list[dict[str, Any]] = []
+    for name, deploy in deploys(session.settings.batch).items():
+        row = {"name": name, "deploy": str(deploy), "size_bytes": deployed_size(session.bundle, deploy)}
+        row |= {"quality": None, "ratio": None}
+        if deploy.precision != "fp32":
             session.progress.trying(f"quality of {name}")
-            scores = task.evaluate(built[name], "search", limited(task, "search", QUALITY_EXAMPLES))
-            row["quality"] = interval_dict(interval(scores, settings.confidence))
+            limit = limited(session.task, "search", QUALITY_EXAMPLES)
+            scores = session.score(session.bundle, deploy, "search", f"baseline-{len(rows)}", limit)
+            row["quality"] = interval_dict(interval(scores, session.settings.confidence))
             row["ratio"] = interval_dict(session.compare(scores, "search"))
         rows.append(row)
-    for runner in built.values():
-        runner.close()
-    gc.collect()
+    if encoder(session.bundle):
+        size = deployed_size(session.bundle, None)
+        rows.append({"name": ENCODE, "deploy": None, "size_bytes": size, "quality": None, "ratio": None})
     return rows
 
 
-def workload(session: Session, rate: float) -> list[Example]:
-    """Examples in arrival order that eager fp32 passes through in about six seconds: 2 to 16 batches."""
-    batch = session.settings.batch
-    batches = int(min(16, max(2, rate * 6 / batch)))
-    return session.task.workload(
-        batch * batches, seed=session.settings.seed, lengths=session.settings.lengths
-    )
+def race(
+    session: Session, chosen: runners.Runner, load: Sequence[Example], rounds: int = 2, quick_rounds: int = 9
+) -> Race:
+    """All baselines and the delivered model, interleaved.
+
+    What is quick is timed again in more rounds, still interleaved, because its ratios are the ones that matter.
+    """
+    built: dict[str, runners.Runner] = {}
+    for name, deploy in deploys(session.settings.batch).items():
+        session.progress.trying(f"racing: {name}")
+        built[name] = runners.build(session.bundle, deploy, session.calibration(deploy.calibration))
+    built["chosen"] = chosen
+    calls: dict[str, Callable[[], Any]] = {n: call(r, load, session.task.reduce) for n, r in built.items()}
+    if encode := encoder(session.bundle):
+        calls[ENCODE] = lambda: encode([e["text"] for e in load], session.settings.batch)
+    try:
+        session.progress.trying("the delivered model against every baseline, interleaved")
+        timings = measure.compare(calls, rounds=rounds, warmup=1)
+        speedups = {n: measure.paired(t, timings["chosen"]) for n, t in timings.items() if n != "chosen"}
+        quick = {n: c for n, c in calls.items() if timings[n].median < QUICK or n == "chosen"}
+        session.progress.trying("the quick ones again, in more rounds")
+        again = measure.compare(quick, rounds=quick_rounds, warmup=0)
+        speedups |= {n: measure.paired(t, again["chosen"]) for n, t in again.items() if n != "chosen"}
+        few = list(load)[:LATENCY_EXAMPLES]
+        latencies = {n: 1000 * measure.latency(r, few, session.task.reduce).median for n, r in built.items()}
+    finally:
+        for name, runner in built.items():
+            if name != "chosen":
+                runner.close()
+        gc.collect()
+    seconds = {n: t.median for n, t in (timings | again).items()}
+    return Race(len(load), seconds, {n: _speedup(v) for n, v in speedups.items()}, latencies)
+
+
+def _speedup(value: Interval) -> dict[str, float]:
+    return {"ratio": value.estimate, "low": value.low, "high": value.high}
+
+
+def workload(session: Session, seconds_per_batch: float) -> list[Example]:
+    """Examples in arrival order: 2 to 16 batches, as many as eager fp32 passes in about eight seconds."""
+    batches = int(min(16, max(2, 8 / seconds_per_batch)))
+    settings = session.settings
+    return session.task.workload(settings.batch * batches, seed=settings.seed, lengths=settings.lengths)
 
 
 def encoder(bundle: Bundle) -> Callable[[list[str], int], Any] | None:
@@ -107,5 +139,6 @@ def deployed_size(bundle: Bundle, deploy: Deploy | None) -> int:
     return bundle.parameters * width
 
 
-def _call(runner: runners.Runner, load: list[Example], reduce: Any) -> Callable[[], Any]:
-    return lambda: runner(load, reduce)
+def call(runner: runners.Runner, load: Sequence[Example], reduce: Any) -> Callable[[], Any]:
+    """One pass of a runner over a load, tokenization included."""
+    return lambda: runner(list(load), reduce)

@@ -14,7 +14,7 @@ from lightformers import export, measure, runners
 from lightformers.bundle import Bundle, Example
 from lightformers.errors import UserError
 from lightformers.slim import plan, search
-from lightformers.slim.baseline import deployed_size
+from lightformers.slim.baseline import call, deployed_size
 from lightformers.slim.session import Session, cores, interval_dict, runtime
 from lightformers.slim.space import Cut, steps_of
 from lightformers.stats import interval
@@ -137,28 +137,46 @@ TRIMMABLE = ("embedding", "text-classification", "token-classification")
 
 
 def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) -> list[Finalist]:
-    """Measure the finalists as they would be delivered, interleaved; score them on the search split; order them.
+    """Score the finalists as they would be delivered, race them interleaved, and order them.
 
-    Those that look able to pass come first, by the goal; then the rest by quality. int8 is given up for bf16
-    where it costs the floor.
+    Those that look able to pass come first, by the goal; then the rest by quality. bf16 is tried where int8 costs
+    the floor.
     """
     scored: list[Finalist] = []
-    for finalist in candidates:
-        for precision in _precisions(session, finalist.recipe.deploy):
-            deploy = dataclasses.replace(finalist.recipe.deploy, precision=precision)
-            name = f"{finalist.name}, {precision}"
-            session.progress.trying(f"finalist {name}")
-            key = search.slug(f"final-{name}")
-            scores = session.score(finalist.bundle, deploy, "search", key)
-            ratio = session.compare(scores, "search")
-            record = finalist.record | {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio)}
-            recipe = Recipe(finalist.recipe.steps, deploy)
-            scored.append(Finalist(name, recipe, finalist.bundle, record))
-            if ratio.estimate >= search.target(session, [record]):
-                break  # int8 is good enough: bf16 need not be tried
-    timings = _race(session, scored, load)
+    built: dict[str, runners.Runner] = {}
+    try:
+        for finalist in candidates:
+            for precision in _precisions(finalist.recipe.deploy):
+                deploy = dataclasses.replace(finalist.recipe.deploy, precision=precision)
+                name = f"{finalist.name}, {precision}"
+                session.progress.trying(f"finalist: {name}")
+                built[name] = runners.build(finalist.bundle, deploy, session.calibration(deploy.calibration))
+                scores = session.store.scores(
+                    search.slug(f"final-{name}"),
+                    lambda r=built[name]: session.task.evaluate(r, "search"),
+                    session.task.metric,
+                )
+                ratio = session.compare(scores, "search")
+                record = finalist.record | {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio)}
+                scored.append(Finalist(name, Recipe(finalist.recipe.steps, deploy), finalist.bundle, record))
+                if ratio.estimate >= search.target(session, [record]):
+                    break
+        session.progress.trying("finalists, interleaved")
+        if session.settings.goal == "latency":
+            seconds = {
+                n: measure.latency(r, list(load)[:12], session.task.reduce).median for n, r in built.items()
+            }
+        else:
+            timings = measure.compare(
+                {n: call(r, load, session.task.reduce) for n, r in built.items()}, rounds=5, warmup=1
+            )
+            seconds = {n: t.median for n, t in timings.items()}
+    finally:
+        for runner in built.values():
+            runner.close()
+        gc.collect()
     for finalist in scored:
-        finalist.record["seconds_load"] = timings[finalist.name]
+        finalist.record["seconds_load"] = seconds[finalist.name]
         finalist.record["size_bytes"] = deployed_size(finalist.bundle, finalist.recipe.deploy)
     cost = "size_bytes" if session.settings.goal == "size" else "seconds_load"
     goal = search.target(session, [f.record for f in scored])
@@ -166,30 +184,10 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
     return able + sorted((f for f in scored if f.record["ratio"] < goal), key=lambda f: -f.record["ratio"])
 
 
-def _precisions(session: Session, deploy: Deploy) -> list[Any]:
+def _precisions(deploy: Deploy) -> list[Any]:
     return (
         [deploy.precision] if deploy.runtime == "torch" else list(dict.fromkeys([deploy.precision, "bf16"]))
     )
-
-
-def _race(session: Session, scored: list[Finalist], load: Sequence[Example]) -> dict[str, float]:
-    built = {}
-    try:
-        for finalist in scored:
-            session.progress.trying(f"measuring {finalist.name}")
-            built[finalist.name] = runners.build(
-                finalist.bundle, finalist.recipe.deploy, session.calibration(8)
-            )
-        if session.settings.goal == "latency":
-            return {
-                n: measure.latency(r, list(load)[:12], session.task.reduce).median for n, r in built.items()
-            }
-        calls = {n: (lambda r=r: r(list(load), session.task.reduce)) for n, r in built.items()}
-        return {n: t.median for n, t in measure.compare(calls, rounds=3, warmup=1).items()}
-    finally:
-        for runner in built.values():
-            runner.close()
-        gc.collect()
 
 
 def deliver(session: Session, finalist: Finalist, folder: Path) -> runners.Runner:

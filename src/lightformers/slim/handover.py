@@ -101,7 +101,9 @@ def deployed_bytes(folder: Path, chosen: Finalist) -> int:
     return sum(f.stat().st_size for f in folder.glob("*.safetensors"))
 
 
-def reloaded(session: Session, chosen: Finalist, folder: Path, runner: runners.Runner) -> list[dict[str, Any]]:
+def reloaded(
+    session: Session, chosen: Finalist, folder: Path, runner: runners.Runner
+) -> list[dict[str, Any]]:
     """The reload guarantee: every exported form opened in a fresh process, against what was measured here."""
     probes = session.task.workload(PROBES, seed=session.settings.seed + 1)
     expected = {}

@@ -28,6 +28,7 @@ class Preflight:
     resolvable: float
     provable: bool
     seconds_exact: float
+    seconds_per_batch: float
     memory: int
     lines: tuple[str, ...]
 
@@ -49,7 +50,7 @@ def check(session: Session) -> Preflight:
     if hasattr(task, "set_reference"):
         _reference(session)
     space = draw(bundle, settings)
-    rate, probe = _probe(session)
+    rate, per_batch, probe = _probe(session)
     loss = stats.resolvable(probe, settings.confidence, splits["verify"])
     allowed = (
         1 - settings.floor if settings.max_drop is None else settings.max_drop / max(abs(probe.value), 1e-9)
@@ -72,7 +73,16 @@ def check(session: Session) -> Preflight:
             "examples, a lower --floor, or a lower --confidence"
         )
     return Preflight(
-        found.family, bundle.parameters, splits, space, loss, provable, seconds, memory, tuple(lines)
+        found.family,
+        bundle.parameters,
+        splits,
+        space,
+        loss,
+        provable,
+        seconds,
+        per_batch,
+        memory,
+        tuple(lines),
     )
 
 
@@ -85,15 +95,19 @@ def _reference(session: Session) -> None:
         runner.close()
 
 
-def _probe(session: Session) -> tuple[float, stats.Scores]:
-    """Examples per second of the original in full precision, and scores of a small part of the search split."""
-    deploy = Deploy(runtime="torch", precision="fp32", batching="sorted", batch_size=32)
-    runner = runners.build(session.bundle, deploy)
-    n = min(PROBE, len(session.task.splits["search"]))
+def _probe(session: Session) -> tuple[float, float, stats.Scores]:
+    """On eager fp32: examples scored per second, seconds of a batch as it arrives, and scores of part of the search split."""
+    task, batch = session.task, session.settings.batch
+    runner = runners.build(session.bundle, Deploy(batching="sorted", batch_size=32))
+    n = min(PROBE, len(task.splits["search"]))
     try:
+        arriving = task.workload(batch, seed=session.settings.seed, lengths=session.settings.lengths)
+        runner(arriving[:4], task.reduce)  # warm
         start = time.monotonic()
-        scores = session.task.evaluate(runner, "search", n)
-        return n / max(time.monotonic() - start, 1e-6), scores
+        runner(arriving, task.reduce)
+        middle = time.monotonic()
+        scores = task.evaluate(runner, "search", n)
+        return n / max(time.monotonic() - middle, 1e-6), max(middle - start, 1e-6), scores
     finally:
         runner.close()
 

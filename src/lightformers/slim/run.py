@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,18 +13,29 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from lightformers import __version__, measure, runners
+from lightformers import __version__, measure
 from lightformers.bundle import Bundle
 from lightformers.errors import Interrupted, UserError
 from lightformers.export import card
+from lightformers.runners import Runner
 from lightformers.slim import baseline, finish, handover, report, search
 from lightformers.slim.preflight import Preflight, check, to_dict
 from lightformers.slim.progress import Progress
 from lightformers.slim.session import Session, interval_dict
 from lightformers.slim.settings import Settings
 from lightformers.slim.store import Store, discard
-from lightformers.stats import interval, mean_interval
-from lightformers.steps import fields_of
+from lightformers.stats import interval
+from lightformers.steps import Deploy, fields_of
+
+PHASES = (
+    "pre-flight",
+    "baseline",
+    "near-free wins",
+    "search",
+    "recovery",
+    "verification",
+    "control, export, report",
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,8 @@ def slim(
     torch.manual_seed(request.seed)
     if restart:
         discard(out)
-    store = Store(out)
+    scratch = tempfile.TemporaryDirectory() if dry_run else None  # pre-flight leaves nothing behind
+    store = Store(scratch.name if scratch else out)
     progress = progress or Progress(quiet=True)
     lock = FileLock(store.folder / "lock")
     try:
@@ -82,6 +95,8 @@ def slim(
     finally:
         store.close()
         lock.release()
+        if scratch:
+            scratch.cleanup()
 
 
 def _fingerprints(session: Session) -> dict[str, str]:
@@ -107,9 +122,8 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.phase("baseline")
     progress.trying("quality of the original")
     reference = session.original("search")
-    rate = store.once("rate", lambda: len(session.task.splits["search"]) / pre.seconds_exact)
-    baselines = store.once("baselines", lambda: baseline.run(session, rate))
-    load = baseline.workload(session, rate)
+    baselines = store.once("baselines", lambda: baseline.quality(session))
+    load = baseline.workload(session, store.once("seconds_per_batch", lambda: pre.seconds_per_batch))
 
     progress.phase("near-free wins")
     deploy = finish.choose_deploy(session, load)
@@ -127,7 +141,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.log(f"{len(points)} cuts tried without training")
 
     progress.phase("recovery")
-    training = store.once("training", lambda: _training_seconds(session, rate, len(points)))
+    training = store.once("training", lambda: _training_seconds(session, pre, len(points)))
     trials = search.recoveries(session, points, order, training)
 
     progress.phase("verification")
@@ -141,38 +155,31 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     trained = float(chosen.record.get("seconds", 0.0))
     controlled = store.once("control", lambda: finish.control(session, trained, labels)) if trained else None
     described = _describe(session, pre, baselines, chosen, runner, outcome, load, reference)
-    described |= {"control": controlled, "trials": _trials(session, len(load)), "command": command}
+    described |= {"control": controlled, "trials": _trials(session, deploy), "command": command}
     described |= {"seconds": round(time.time() - started, 1), "warnings": session.warnings}
     return _deliver(session, described, chosen, runner, outcome)
 
 
-def _training_seconds(session: Session, rate: float, cuts: int) -> float:
-    """What is left for recovery when everything after it has its share."""
+def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
+    """What is left for recovery when everything after it has its share, foreseen from what pre-flight measured."""
     if cuts < 2:
         return 0.0
     splits = session.task.splits
-    exact = len(splits["verify"]) / rate
-    after = 1.3 * exact + 0.25 * len(splits["search"]) / rate * 4 + 90
-    left = max(session.left() - after, 0.0)
+    scored = pre.seconds_exact * splits["verify"] / (splits["verify"] + splits["search"])
+    deliver = 14 * pre.seconds_per_batch + 90  # the race, and conversions, export and reloading
+    left = max(session.left() - 1.4 * scored - 0.3 * pre.seconds_exact - deliver, 0.0)
     return left * (
         0.6 if session.settings.use_labels else 0.93
     )  # the control of labels trains as long as the winner
 
 
 def _describe(
-    session: Session, pre: Preflight, baselines: list[dict[str, Any]], chosen: finish.Finalist, runner: runners.Runner,
+    session: Session, pre: Preflight, baselines: list[dict[str, Any]], chosen: finish.Finalist, runner: Runner,
     outcome: dict[str, Any], load: Sequence[Any], reference: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The report: the chosen model raced against every baseline once more, and where its time goes."""
     settings, task, bundle = session.settings, session.task, session.bundle
-    race, latencies = _final_race(session, runner, load)
-    mine = race.pop("chosen")
-    for row in baselines:
-        if row["name"] in race:
-            row["throughput"] = len(load) / race[row["name"]].median
-            row["latency_ms"] = (
-                1000 * latencies[row["name"]] if row["name"] in latencies else row["latency_ms"]
-            )
+    race = baseline.race(session, runner, load)
     size = handover.deployed_bytes(Path(outcome["folder"]), chosen)
     batch = bundle.collate(load[: min(settings.batch, 32)])
     small = chosen.bundle.collate(load[: min(settings.batch, 32)])
@@ -198,56 +205,30 @@ def _describe(
         "max_drop": settings.max_drop,
         "confidence": settings.confidence,
         "use_labels": settings.use_labels,
+        "seed": settings.seed,
         "budget_seconds": settings.budget,
         "verdict": _verdict(session, chosen, outcome),
         "original": {
             "quality": interval_dict(interval(session.original("verify"), settings.confidence)),
             "quality_search": interval_dict(interval(reference, settings.confidence)),
         },
-        "baselines": baselines,
+        "baselines": [race.fill(row, row["name"]) for row in baselines],
         "chosen": {
             "name": chosen.name,
             "quality": outcome["quality"],
             "ratio": outcome["ratio"],
-            "latency_ms": 1000 * latencies["chosen"],
-            "throughput": len(load) / mine.median,
+            "latency_ms": race.latency_ms["chosen"],
+            "throughput": race.examples / race.seconds["chosen"],
             "size_bytes": size,
             "parameters": chosen.bundle.parameters,
             "recipe": [{"step": type(s).__name__, "parameters": fields_of(s)} for s in chosen.recipe.steps],
             "deploy": fields_of(chosen.recipe.deploy),
-            "speedups": {name: _speedup(timing.seconds, mine.seconds) for name, timing in race.items()},
+            "speedups": dict(race.speedups),
         },
         "steps": handover.step_costs(session, chosen, Path(outcome["folder"]), load),
         "layers": {"before": measure.profile(bundle, batch), "after": measure.profile(chosen.bundle, small)},
         "why_not_faster": measure.why_not_faster(runner, chosen.bundle, list(load), task.reduce),
     }
-
-
-def _speedup(theirs: Sequence[float], mine: Sequence[float]) -> dict[str, float]:
-    """How many times faster, with the interval of the mean over paired rounds."""
-    found = mean_interval([a / b for a, b in zip(theirs, mine)])
-    return {"ratio": found.estimate, "low": found.low, "high": found.high}
-
-
-def _final_race(
-    session: Session, runner: runners.Runner, load: Sequence[Any]
-) -> tuple[dict[str, Any], dict[str, float]]:
-    """All baselines and the delivered model in one interleaved run."""
-    session.progress.trying("the delivered model against every baseline, interleaved")
-    built = {
-        name: runners.build(session.bundle, deploy, session.calibration(deploy.calibration))
-        for name, deploy in baseline.deploys(session.settings.batch).items()
-    } | {"chosen": runner}
-    calls: dict[str, Any] = {n: (lambda r=r: r(list(load), session.task.reduce)) for n, r in built.items()}
-    if encode := baseline.encoder(session.bundle):
-        calls[baseline.ENCODE] = lambda: encode([e["text"] for e in load], session.settings.batch)
-    timings = measure.compare(calls, rounds=5, warmup=1)
-    few = list(load)[: baseline.LATENCY_EXAMPLES]
-    latencies = {n: measure.latency(r, few, session.task.reduce).median for n, r in built.items()}
-    for name, one in built.items():
-        if name != "chosen":
-            one.close()
-    return timings, latencies
 
 
 def _verdict(session: Session, chosen: finish.Finalist, outcome: dict[str, Any]) -> dict[str, Any]:
@@ -264,11 +245,12 @@ def _verdict(session: Session, chosen: finish.Finalist, outcome: dict[str, Any])
         "proven": outcome["proven"],
         "ratio": ratio,
         "sentence": f"{text} at {100 * outcome['confidence']:.3g} % confidence, on data the search never saw.",
+        "confidence": outcome["confidence"],
         "exit_code": 0 if outcome["proven"] else 3,
     }
 
 
-def _trials(session: Session, n_load: int) -> list[dict[str, Any]]:
+def _trials(session: Session, deploy: Deploy) -> list[dict[str, Any]]:
     """Every trial as the report shows it."""
     rows = []
     for trial in session.store.trials():
@@ -283,10 +265,12 @@ def _trials(session: Session, n_load: int) -> list[dict[str, Any]]:
                 "seconds": trial.get("seconds", 0.0),
                 "predicted_ms": trial.get("predicted_ms"),
                 "latency_ms": None,
-                "throughput": 1000 / trial["predicted_ms"] if trial.get("predicted_ms") else None,
+                "throughput": None,
                 "quality": trial.get("quality"),
                 "ratio": trial.get("ratio"),
-                "size_bytes": trial.get("parameters"),
+                "size_bytes": trial["parameters"] * (1 if deploy.precision.startswith("int8") else 4)
+                if "parameters" in trial
+                else None,
                 "parameters": trial.get("parameters"),
                 "distance": trial.get("distance"),
                 "error": trial.get("error"),
@@ -299,7 +283,7 @@ def _deliver(
     session: Session,
     described: dict[str, Any],
     chosen: finish.Finalist,
-    runner: runners.Runner,
+    runner: Runner,
     outcome: dict[str, Any],
 ) -> Result:
     """Card, recipe, reload guarantee, report; then everything into the user's folder."""

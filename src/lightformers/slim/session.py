@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import gc
 import importlib.util
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightformers import runners, stats
+from lightformers import measure, runners, stats
 from lightformers.bundle import Bundle, Example
 from lightformers.slim.progress import Progress
 from lightformers.slim.settings import Settings
@@ -109,7 +108,4 @@ def interval_dict(value: stats.Interval) -> dict[str, float]:
 
 def cores() -> int:
     """Cores this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
+    return int(measure.machine()["cores"]["usable"])
