@@ -136,14 +136,6 @@ def interval(scores: Scores, confidence: float = 0.95, resamples: int = RESAMPLE
     return Interval(scores.value, float(low), float(high))
 
 
-def mean_interval(values: np.ndarray | list[float], confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Two-sided bootstrap interval of a plain mean, e.g. of paired timing ratios."""
-    values = np.asarray(values, dtype=float)
-    return interval(
-        Scores(np.stack([values, np.ones_like(values)], 1), METRICS["mse"]), confidence, seed=seed
-    )
-
-
 def _paired(new: Scores, old: Scores, resamples: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     if new.metric.name != old.metric.name or len(new) != len(old):
         raise ValueError(
