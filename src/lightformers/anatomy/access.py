@@ -39,7 +39,7 @@ def is_conv1d(module: nn.Module) -> bool:
 def features(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear layer or of what stands in for one (anything that has the two attributes)."""
     if is_conv1d(module):
-        rows, columns = module.weight.shape  # type: ignore[union-attr, misc]
+        rows, columns = module.weight.shape  # type: ignore[misc]
         return int(rows), int(columns)
     if hasattr(module, "in_features") and hasattr(module, "out_features"):
         return int(module.in_features), int(module.out_features)  # type: ignore[arg-type]

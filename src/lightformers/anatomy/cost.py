@@ -44,7 +44,7 @@ def sequence_length(model: nn.Module) -> int:
         if image and patch and not hasattr(config, "text_config"):
             height, width = image if isinstance(image, (list, tuple)) else (image, image)
             down, across = patch if isinstance(patch, (list, tuple)) else (patch, patch)
-            return (height // down) * (width // across) + 1
+            return int((height // down) * (width // across) + 1)
     strides = getattr(config, "conv_stride", None)
     if strides:
         length = 160_000

@@ -82,9 +82,9 @@ class Plan:
         for module in model.modules():
             touched = False
             for store in (module._parameters, module._buffers):
-                for name, tensor in store.items():
-                    if tensor is not None and id(tensor) in new:
-                        store[name] = new[id(tensor)]  # type: ignore[assignment]
+                for name, held in store.items():
+                    if held is not None and id(held) in new:
+                        store[name] = new[id(held)]  # type: ignore[assignment]
                         touched = True
             if touched:
                 refit(module)

@@ -32,7 +32,7 @@ def _has_config(module: nn.Module) -> bool:
 def row_of(model: nn.Module) -> Family | None:
     """The row that describes this model: what `describe` left on it, else the table's."""
     _, owner = host(model)
-    described = getattr(model, DESCRIPTION, None) or getattr(owner, DESCRIPTION, None)
+    described: Family | None = getattr(model, DESCRIPTION, None) or getattr(owner, DESCRIPTION, None)
     if described is not None:
         return described
     config = getattr(owner, "config", None)
@@ -116,7 +116,7 @@ def suffix(model: nn.Module, names: Names, kind: type = nn.Module) -> str | None
         if not hits:
             hits = [path for path, _ in model.named_parameters() if path.endswith("." + name)]
         if hits:
-            return min(hits, key=len)
+            return str(min(hits, key=len))
     return None
 
 
@@ -128,7 +128,7 @@ def _stack(owner: nn.Module, row: StackRow, path: str, blocks: list[Block]) -> S
         raise ModelError(f"The blocks at {path} hold neither attention nor feed-forward.")
     depth = len(blocks)
     if row.shared:
-        depth = int(getattr(owner.config, "num_hidden_layers", depth))  # type: ignore[union-attr, arg-type]
+        depth = int(getattr(owner.config, "num_hidden_layers", depth))
     return Stack(
         name=row.name,
         path=path,
@@ -160,7 +160,8 @@ def _blocks(owner: nn.Module, row: StackRow, path: str, family: Family) -> list[
                     first(row.q_norm), first(row.k_norm),
                 ),
                 cross_attention=_attention(
-                    owner, row, *(first(names) for names in row.cross), first(row.cross_qkv),
+                    owner, row, first(row.cross[0]), first(row.cross[1]), first(row.cross[2]), first(row.cross[3]),
+                    first(row.cross_qkv),
                     "kv" if row.cross_qkv else "", None, None,
                 ),
                 feed_forward=_feed_forward(owner, first(row.up), first(row.gate), first(row.down), first(row.packed), at),

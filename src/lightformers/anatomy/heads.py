@@ -51,8 +51,8 @@ def plan_heads(
     for piece, heads in (("q", kept), ("k", groups), ("v", groups)):
         path, index = rows(attention, piece, heads)
         keeps.setdefault(path, []).append(index)
-    for path, index in keeps.items():
-        joined = torch.cat(index)
+    for path, pieces in keeps.items():
+        joined = torch.cat(pieces)
         # Per-head layouts interleave q, k and v: in their stored order again. Others are in order already.
         plan.linear(owner, path, out=joined.sort().values if attention.fused == "per_head" else joined)
     columns = torch.as_tensor(kept)[:, None] * attention.head_dim + torch.arange(attention.head_dim)
@@ -121,7 +121,7 @@ def resize_bias_owner(owner: nn.Module, row: Family) -> None:
     for names in row.stacks:
         path = suffix(owner, names.head_bias) if names.head_bias else None
         if path is not None:
-            heads = get(owner, path).weight.shape[1]  # type: ignore[union-attr, index]
+            heads = get(owner, path).weight.shape[1]  # type: ignore[index]
             for name in HEAD_COUNTS:
                 if name in get(owner, path.rpartition(".")[0]).__dict__:
                     setattr(get(owner, path.rpartition(".")[0]), name, heads)

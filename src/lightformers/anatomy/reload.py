@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -33,13 +34,14 @@ def native(subject: nn.Module | Anatomy, cut: str) -> str | None:
     if cut not in CUTS:
         raise ModelError(f"There is no cut {cut!r}; there are {', '.join(CUTS)}.")
     if isinstance(subject, Anatomy):
-        return getattr(subject.native, cut)
+        said: str | None = getattr(subject.native, cut)
+        return said
     _, owner = host(subject)
     if not hasattr(owner, "save_pretrained"):
         return f"{type(owner).__name__} is not a transformers model."
     row = row_of(owner)
     if row is not None and row.model_types:  # a row of the table; others are only rehearsed
-        reason = getattr(of(owner).native, cut)
+        reason: str | None = getattr(of(owner).native, cut)
         if reason is not None:
             return reason
     return _rehearse(owner, cut)
@@ -112,10 +114,10 @@ def _width(model: nn.Module) -> None:
 def _vocabulary(model: nn.Module) -> None:
     from lightformers.anatomy.surgery import keep_vocabulary
 
-    config = model.config
+    config: Any = model.config
     size = getattr(config, "vocab_size", None) or getattr(
         getattr(config, "text_config", None), "vocab_size", 0
-    )  # type: ignore[union-attr]
+    )
     if not size:
         raise ModelError(f"{type(model).__name__} has no vocabulary.")
     for gone in range(size - 1, max(size - 1 - _TRIED, 0), -1):  # special tokens often come last

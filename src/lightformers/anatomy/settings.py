@@ -116,8 +116,10 @@ def trim_lists(owner: nn.Module, row: StackRow, kept: list[int], depth: int) -> 
                 setattr(config, name, [values[i] for i in kept])
         if isinstance(getattr(config, "stage_names", None), list) and len(config.stage_names) == depth + 1:
             _stages(config, kept)
+    module: Any
     for module in owner.modules():
-        if isinstance(module.__dict__.get("stage_names"), list) and len(module.stage_names) == depth + 1:
+        names = module.__dict__.get("stage_names")
+        if isinstance(names, list) and len(names) == depth + 1:
             module.stage_names = list(target.stage_names)
             for name in ("_out_features", "_out_indices"):
                 if name in module.__dict__:

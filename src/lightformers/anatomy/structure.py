@@ -98,7 +98,8 @@ def describe(
 def inspect(model: nn.Module) -> Family:
     """A row for a model that none is known for. Raises ModelError saying what was found."""
     owner = host(model)[1]
-    stacks, rejected = [], []
+    stacks: list[StackRow] = []
+    rejected: list[str] = []
     for path, members in _lists(owner):
         if any(path.startswith(other.blocks[0] + ".") for other in stacks):
             continue

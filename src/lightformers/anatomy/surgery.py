@@ -102,22 +102,22 @@ def _packed(old: nn.Module, members: list[nn.Module]) -> list[Any]:
     return members if isinstance(old, nn.Sequential) else [members]
 
 
-def _renumber(module: nn.Module, index: int) -> None:
+def _renumber(module: Any, index: int) -> None:
     """A new layer_idx. gpt2 may scale scores by 1 / (layer_idx + 1): then the queries make up for the change."""
     old = module.layer_idx
-    module.layer_idx = index  # type: ignore[assignment]
+    module.layer_idx = index
     if not getattr(module, "scale_attn_by_inverse_layer_idx", False) or old == index:
         return
-    factor = (index + 1) / (old + 1)  # type: ignore[operator]
+    factor = (index + 1) / (old + 1)
     if isinstance(getattr(module, "scaling", None), float):
-        module.scaling = module.scaling / factor  # type: ignore[assignment, operator]
+        module.scaling = module.scaling / factor
     elif getattr(module.config, "_attn_implementation", "eager") != "eager":
         return  # early releases heed the setting in eager attention only
     fused = getattr(module, "q_attn", None) or module.c_attn
-    width = module.num_heads * module.head_dim  # type: ignore[operator]
+    width = module.num_heads * module.head_dim
     with torch.no_grad():
-        fused.weight[:, :width] *= factor  # type: ignore[union-attr, index]
-        fused.bias[:width] *= factor  # type: ignore[union-attr, index]
+        fused.weight[:, :width] *= factor
+        fused.bias[:width] *= factor
 
 
 def keep_heads(
@@ -142,8 +142,8 @@ def keep_heads(
             cuts.append((attention, len(kept), len(groups)))
     plan_shared_bias(plan, owner, row, anatomy, keep, cross or {})
     plan.apply(owner)
-    for attention, heads, kv_heads in cuts:
-        resize_attention(get(owner, attention.path), heads, kv_heads, attention.head_dim)
+    for attention, count, kv_count in cuts:
+        resize_attention(get(owner, attention.path), count, kv_count, attention.head_dim)
     resize_bias_owner(owner, row)
     for place, heads in (cross or {}).items():
         block = anatomy.blocks[place]

@@ -53,8 +53,9 @@ def build(kind: Any, config: Any, like: nn.Module | None = None) -> nn.Module:
     logger.setLevel(logging.ERROR)
     try:
         with torch.device("meta"):
-            model = kind(config, **arguments)
-        model.tie_weights()  # early releases leave it out on the meta device
+            model: nn.Module = kind(config, **arguments)
+        tie: Any = model.tie_weights  # early releases leave it out on the meta device
+        tie()
         return model
     finally:
         logger.setLevel(level)

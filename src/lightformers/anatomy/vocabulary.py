@@ -69,7 +69,7 @@ def _vocabulary_config(owner: nn.Module) -> Any:
 def _rows(owner: nn.Module, anatomy: Anatomy) -> int:
     if anatomy.embeddings is None:
         raise ModelError(f"{type(owner).__name__} has no vocabulary: no word embedding was found.")
-    return int(get(owner, anatomy.embeddings).weight.shape[0])  # type: ignore[union-attr, index, arg-type]
+    return int(get(owner, anatomy.embeddings).weight.shape[0])  # type: ignore[index]
 
 
 def _vocabulary_tensors(owner: nn.Module, anatomy: Anatomy, config: Any, size: int) -> dict[str, list[int]]:
@@ -172,7 +172,7 @@ def _renumber_modules(owner: nn.Module, touched: set[str], new_of: dict[int, int
     for path, module in owner.named_modules():
         kept = module.__dict__
         if kept.get("vocab_size") == size:
-            module.vocab_size = len(new_of)  # type: ignore[assignment]
+            module.vocab_size = len(new_of)
         if isinstance(module, nn.Embedding):
             if f"{path}.weight" in touched and module.padding_idx is not None:
                 module.padding_idx = new_of.get(module.padding_idx)

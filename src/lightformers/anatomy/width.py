@@ -142,7 +142,8 @@ def head_strength(model: nn.Module, attention: Attention) -> torch.Tensor:
     path, index = rows(attention, "v")
     value = linear(model, path)[0].detach().float()[index.to(weight.device)]
     norms = value.reshape(attention.kv_heads, attention.head_dim, -1).norm(dim=(1, 2))
-    return (out * norms.repeat_interleave(attention.heads // attention.kv_heads)).cpu()
+    strength: torch.Tensor = (out * norms.repeat_interleave(attention.heads // attention.kv_heads)).cpu()
+    return strength
 
 
 def _adopt(owner: nn.Module, before: nn.Module, after: nn.Module) -> None:

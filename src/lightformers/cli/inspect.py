@@ -137,7 +137,7 @@ def _block_costs(model: nn.Module, block: Block, length: int, cost: Any) -> dict
     if block.feed_forward:
         own = anatomy.feed_forward_cost(model, block.feed_forward, length)
         pieces["feed_forward"] = cost(own.parameters, own.flops)
-    return cost(whole.parameters, whole.flops) | {"costs": pieces}
+    return {**cost(whole.parameters, whole.flops), "costs": pieces}
 
 
 def _tree(facts: dict[str, Any]) -> Tree:
