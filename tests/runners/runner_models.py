@@ -25,11 +25,8 @@ class WordTokenizer:
         self.calls += 1
         ids = []
         for text in first:
-            row = (
-                [5]
-                + [7 + sum(map(ord, w)) % (VOCABULARY - 7) for w in text.split()][: (max_length or 99) - 2]
-                + [6]
-            )
+            words = [7 + sum(map(ord, w)) % (VOCABULARY - 7) for w in text.split()]
+            row = [5, *words[: (max_length or 99) - 2], 6]
             ids.append(row)
         out = {"input_ids": ids}
         if self.kinds:

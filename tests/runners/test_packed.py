@@ -8,10 +8,27 @@ from lightformers.parts.packed import attend, groups_of, packed
 from lightformers.runners import build
 from lightformers.steps import Deploy
 
-PACKABLE = (
-    "bert bert-classifier bert-tokens roberta roberta-classifier electra electra-classifier albert distilbert "
-    "distilbert-classifier gpt2 gpt2-classifier llama llama-classifier opt qwen3 gemma phi mistral gpt_neox modernbert"
-).split()
+PACKABLE = [
+    *(
+        "bert",
+        "bert-classifier",
+        "bert-tokens",
+        "roberta",
+        "roberta-classifier",
+        "electra",
+        "electra-classifier",
+    ),
+    *(
+        "albert",
+        "distilbert",
+        "distilbert-classifier",
+        "gpt2",
+        "gpt2-classifier",
+        "llama",
+        "llama-classifier",
+    ),
+    *("opt", "qwen3", "gemma", "phi", "mistral", "gpt_neox", "modernbert"),
+]
 
 
 @pytest.mark.parametrize("name", PACKABLE)

@@ -160,7 +160,7 @@ def test_onnxruntime_int8_is_close():
 
 
 def test_int8_without_calibration_says_what_to_do():
-    with pytest.raises(UserError, match="calibration=task.calibration"):
+    with pytest.raises(UserError, match="needs calibration examples"):
         build(bundle(), Deploy("openvino", "int8"))
 
 
