@@ -34,7 +34,9 @@ def tokenizer(kind: str = "wordpiece", size: int = 300) -> T.PreTrainedTokenizer
         raw = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
         raw.normalizer = normalizers.Lowercase()
         raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        raw.train_from_iterator(TEXTS, trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL))
+        raw.train_from_iterator(
+            TEXTS, trainers.WordPieceTrainer(show_progress=False, vocab_size=size, special_tokens=SPECIAL)
+        )
         raw.decoder = decoders.WordPiece()
     elif kind == "bpe":
         raw = tokenizers.Tokenizer(models.BPE())
@@ -42,13 +44,17 @@ def tokenizer(kind: str = "wordpiece", size: int = 300) -> T.PreTrainedTokenizer
         alphabet = pre_tokenizers.ByteLevel.alphabet()
         raw.train_from_iterator(
             TEXTS,
-            trainers.BpeTrainer(vocab_size=size + 256, special_tokens=SPECIAL, initial_alphabet=alphabet),
+            trainers.BpeTrainer(
+                show_progress=False, vocab_size=size + 256, special_tokens=SPECIAL, initial_alphabet=alphabet
+            ),
         )
         raw.decoder = decoders.ByteLevel()
     else:
         raw = tokenizers.Tokenizer(models.Unigram())
         raw.pre_tokenizer = pre_tokenizers.Metaspace()
-        trainer = trainers.UnigramTrainer(vocab_size=size, special_tokens=SPECIAL, unk_token="[UNK]")
+        trainer = trainers.UnigramTrainer(
+            show_progress=False, vocab_size=size, special_tokens=SPECIAL, unk_token="[UNK]"
+        )
         raw.train_from_iterator(TEXTS, trainer)
         raw.decoder = decoders.Metaspace()
     cls, sep = raw.token_to_id("[CLS]"), raw.token_to_id("[SEP]")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle, Example
 from lightformers.errors import DataError, UserError
+from lightformers.steps import Run
 
 #: Padded tokens in one calibration batch: large enough for the matrix units, small enough for any memory.
 _BATCH_TOKENS = 4096
@@ -140,16 +141,17 @@ def collect(
     grams: Sequence[str] = (),
     blocks: Sequence[str] = (),
     examples: int = 64,
-    seed: int = 0,
+    run: Run | None = None,
 ) -> Statistics:
     """Run the calibration examples through the model once, and collect what is asked for and not yet known.
 
     inputs: paths of layers whose input moments are wanted. grams: the same, second moments (h x h) too.
-    blocks: paths of blocks whose input-output similarity is wanted.
+    blocks: paths of blocks whose input-output similarity is wanted. run: seed of the choice, and the precision.
     Raises UserError without a task.
     """
-    chosen = examples_of(task, examples, seed)
-    found = statistics(bundle, task, examples, seed)
+    run = run or Run()
+    chosen = examples_of(task, examples, run.seed)
+    found = statistics(bundle, task, examples, run.seed)
     full = [p for p in dict.fromkeys(grams) if p not in found.inputs or found.inputs[p].products is None]
     plain = [p for p in dict.fromkeys(inputs) if p not in found.inputs and p not in full]
     unseen = [p for p in dict.fromkeys(blocks) if p not in found.similarity]
@@ -167,6 +169,7 @@ def collect(
             module = anatomy.get(bundle.model, path)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         stack.enter_context(evaluating(bundle.model))
+        stack.enter_context(fast_precision(next(bundle.model.parameters()).device, run.dtype))
         module = bundle.module().eval()
         for batch in batches(bundle, chosen):
             current[0] = batch.inputs.get("attention_mask")
@@ -183,7 +186,8 @@ def collect(
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """No gradients, no dropout, no cache of keys and values; everything is put back afterwards."""
-    training, config = model.training, getattr(model, "config", None)
+    training = model.training
+    config: Any = getattr(model, "config", None)
     caching = getattr(config, "use_cache", None)
     model.eval()
     if caching is not None:
@@ -197,16 +201,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             config.use_cache = caching
 
 
-def fast_precision(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """bf16 autocast where the run allows it and the processor multiplies in it; else nothing changes."""
+@contextmanager
+def fast_precision(device: torch.device, dtype: str) -> Iterator[None]:
+    """bf16 products where the run allows it and the processor has them; else nothing changes.
+
+    On the CPU, products of float32 outside autocast also round their inputs (not their sums) to bf16.
+    """
     if dtype != "bf16":
-        return nullcontext()
+        yield
+        return
     if device.type == "cpu":
         # private, but the only question that tells emulation from hardware; without it, full precision is safe
         supported = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)()
     else:
         supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16) if supported else nullcontext()
+    if not supported:
+        yield
+        return
+    products: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    old = getattr(products, "fp32_precision", None)
+    if device.type == "cpu" and old is not None:
+        products.fp32_precision = "bf16"
+    try:
+        with torch.autocast(device.type, torch.bfloat16):
+            yield
+    finally:
+        if device.type == "cpu" and old is not None:
+            products.fp32_precision = old
 
 
 def real_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
@@ -221,7 +242,9 @@ def _input_hook(
 ) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
         x = real_tokens(args[0].detach(), current[0]).float()
-        new = Inputs(len(x), x.sum(0), x.abs().sum(0), x.square().sum(0), x.T @ x if gram else None)
+        with torch.autocast(x.device.type, enabled=False):
+            products = x.T @ x if gram else None
+        new = Inputs(len(x), x.sum(0), x.abs().sum(0), x.square().sum(0), products)
         old = moments.get(path)
         if old is None:
             moments[path] = new

@@ -213,4 +213,4 @@ def _rows(bundle: Bundle) -> int:
     path = anatomy.of(bundle.model).embeddings
     if path is None:
         raise ModelError("this model has no word embedding: there is no vocabulary to trim")
-    return int(anatomy.get(bundle.model, path).weight.shape[0])  # type: ignore[union-attr, index, arg-type]
+    return int(anatomy.get(bundle.model, path).weight.shape[0])  # type: ignore[index]

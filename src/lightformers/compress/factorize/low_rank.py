@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -43,7 +44,7 @@ def _root(gram: Tensor) -> Tensor:
         lower, failed = torch.linalg.cholesky_ex(gram + ridge * size * identity)
         if not int(failed):
             return lower
-    return identity * size**0.5
+    return identity * math.sqrt(size)
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class LowRank:
         if self.weighted:
             source = input_of(found)
             wanted = [source[p] for p in pays]
-            known = calibration.collect(bundle, task, grams=wanted, examples=self.examples, seed=run.seed)
+            known = calibration.collect(bundle, task, grams=wanted, examples=self.examples, run=run)
             grams = {p: known.inputs[source[p]].gram for p in pays}
         layers = {}
         for path in pays:

@@ -57,7 +57,7 @@ class DropBlocks:
             raise UserError(f"the model has the stacks {', '.join(names)}: say which one `blocks` is about")
         depths = {name: len(found.stack(name)) for name in names}
         for name in chosen:
-            wanted = self.keep if self.blocks is None else len(self.blocks)
+            wanted = len(self.blocks) if self.blocks is not None else self.keep or 0
             if wanted > depths[name]:
                 raise ModelError(f"the {name} has {depths[name]} blocks, {wanted} cannot be kept")
             if found.stacks[names.index(name)].shared:
@@ -85,7 +85,7 @@ class DropBlocks:
         if self.score == "influence":
             paths = [b.path for b in blocks]
             similarity = calibration.collect(
-                bundle, task, blocks=paths, examples=self.examples, seed=run.seed
+                bundle, task, blocks=paths, examples=self.examples, run=run
             ).similarity
             import torch
 

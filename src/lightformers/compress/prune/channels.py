@@ -69,7 +69,7 @@ class PruneChannels:
         if looks:
             kind = "grams" if self.reconstruct else "inputs"
             inputs = calibration.collect(
-                bundle, task, **{kind: downs}, examples=self.examples, seed=run.seed
+                bundle, task, **{kind: downs}, examples=self.examples, run=run
             ).inputs
         ranked = [self._score(model, f, inputs, run.seed + i) for i, f in ffns.items()]
         if self.uniform:

@@ -60,9 +60,7 @@ class PruneHeads:
         inputs: dict[str, calibration.Inputs] = {}
         if self.reconstruct or self.score == "contribution":
             outputs = [a.o for _, _, a in places]
-            inputs = calibration.collect(
-                bundle, task, grams=outputs, examples=self.examples, seed=run.seed
-            ).inputs
+            inputs = calibration.collect(bundle, task, grams=outputs, examples=self.examples, run=run).inputs
         ranked = [self._rank(model, a, inputs, run.seed + n) for n, (_, _, a) in enumerate(places)]
         counts = [share(self.keep, a.kv_heads) for _, _, a in places]
         if all(n == a.kv_heads for n, (_, _, a) in zip(counts, places)):

@@ -111,7 +111,7 @@ def _override(block: nn.Module, states: Tensor | None) -> Callable[[], None]:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
         return (args[0] if args else kwargs["hidden_states"]) if states is None else states
 
-    block.forward = forward  # type: ignore[method-assign]
+    block.forward = forward
     return lambda: delattr(block, "forward")
 
 

@@ -74,7 +74,7 @@ def weights(model: nn.Module, paths: Iterable[str]) -> dict[str, Tensor]:
     found = {p: anatomy.linear(model, p)[0] for p in paths}
     for path, weight in found.items():
         if not bool(torch.isfinite(weight).all()):
-            raise ModelError(f"the weights of {path} hold NaN or infinity: there is no smallest among them")
+            raise ModelError(f"the weights of {path} hold NaN or infinity: the checkpoint is damaged")
     return found
 
 
@@ -104,7 +104,12 @@ def hold(model: nn.Module, masks: Mapping[str, Tensor]) -> Callable[[], None]:
         placed = mask if stored.shape == mask.shape and anatomy.linear(model, path)[0] is stored else mask.T
         if stored.requires_grad:
             handles.append(stored.register_hook(_stop(placed)))
-    return lambda: [h.remove() for h in handles] and None
+
+    def release() -> None:
+        for handle in handles:
+            handle.remove()
+
+    return release
 
 
 def _stop(mask: Tensor) -> Callable[[Tensor], Tensor]:

@@ -58,7 +58,7 @@ class PruneWidth:
             p for p in readers if anatomy.linear(model, p)[0].shape[1] == found.width and p not in outputs
         ]
         known = calibration.collect(
-            bundle, task, inputs=readers, grams=outputs, examples=self.examples, seed=run.seed
+            bundle, task, inputs=readers, grams=outputs, examples=self.examples, run=run
         )
         if self.score == "random":
             kept = best(scores.noise(found.width, run.seed), width)
