@@ -1,8 +1,9 @@
 """Attention that is quick to train on a CPU.
 
 torch's fused CPU attention is quick forward, but its backward costs more than all the matrix products of a small
-encoder together (39 % of a training step of a 4-block MiniLM, measured). Plain batched products are 1.3 times
-quicker over the whole step, so training switches to them and switches back.
+encoder together. On a 4-block MiniLM, batches of 4,096 tokens in bf16, plain batched products with scale and mask
+folded in make the whole training step 1.8 times quicker (real tokens per CPU-second), so training switches to them
+and switches back.
 """
 
 from __future__ import annotations

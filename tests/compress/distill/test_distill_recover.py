@@ -32,7 +32,7 @@ def test_recovers_what_the_cut_took_without_labels(task):
     before_teacher = {k: v.clone() for k, v in teacher.model.state_dict().items()}
     student = cut(teacher)
     before = distance(student, teacher, task)
-    run = Run(teacher=teacher, tokens=12_000, dtype="fp32")
+    run = Run(teacher=teacher, tokens=9_000, dtype="fp32")
     out = Recover(lr=3e-3, max_tokens=256).apply(student, world, run)
     assert out is student and not student.model.training
     assert distance(student, teacher, task) < 0.5 * before
@@ -55,6 +55,15 @@ def test_word_embeddings_stay_and_the_rest_learns():
     assert not torch.equal(
         student.model.embeddings.word_embeddings.weight, before["embeddings.word_embeddings.weight"]
     )
+
+
+def test_similarities_to_other_examples_are_matched_beside_the_vectors():
+    teacher = bundle("embedding")
+    student = cut(teacher)
+    before = distance(student, teacher, "embedding")
+    run = Run(teacher=teacher, tokens=6_000, dtype="fp32")
+    Recover(lr=3e-3, max_tokens=256, similarity=0.2).apply(student, World("embedding", 96), run)
+    assert distance(student, teacher, "embedding") < 0.6 * before
 
 
 def test_labels_are_used_only_if_the_run_says_so():
@@ -82,7 +91,7 @@ def test_hidden_states_are_matched_across_the_gap():
         )  # block 1, before the gap, against the source's block 2
 
     with_hidden, without = cut(teacher), cut(teacher)
-    run = Run(teacher=teacher, tokens=12_000, dtype="fp32")
+    run = Run(teacher=teacher, tokens=9_000, dtype="fp32")
     Recover(lr=3e-3, max_tokens=256, hidden=3.0).apply(with_hidden, world, run)
     Recover(lr=3e-3, max_tokens=256).apply(without, world, run)
     assert apart(with_hidden) < 0.6 * apart(without)
@@ -184,7 +193,7 @@ def test_another_width_learns_the_similarities():
         return float(torch.corrcoef(torch.stack([(a @ a.T)[off], (b @ b.T)[off]]))[0, 1])
 
     before = alike()
-    Recover(lr=3e-3, max_tokens=256).apply(narrow, world, Run(teacher=teacher, tokens=12_000, dtype="fp32"))
+    Recover(lr=3e-3, max_tokens=256).apply(narrow, world, Run(teacher=teacher, tokens=9_000, dtype="fp32"))
     assert before < 0.5 < 0.65 < alike()
 
 

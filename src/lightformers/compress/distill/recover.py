@@ -36,13 +36,15 @@ _AHEAD, _AHEAD_IMAGES = 4096, 256
 class Recover:
     """Train a cut model to give the original's outputs again.
 
-    What is matched follows the bundle: embeddings by cosine distance and by similarities to other examples;
-    class logits by KL, per example or per token; logits of a language model by KL at valid positions. Everything
+    What is matched follows the bundle: embeddings by cosine distance; class logits by KL, per example or per token; logits of a language model by KL at valid positions. Everything
     but the last is computed by the teacher once per example and kept for later epochs and recoveries.
 
     lr: peak learning rate. seconds, epochs: budget where the run has neither seconds nor tokens; seconds go first.
     share: fraction of the run's budget that is this step's (a recipe may recover twice).
-    similarity: weight of the similarity KL beside the cosine distance (embeddings only).
+    similarity: weight of the KL between similarities to other examples, beside the cosine distance (embeddings of
+        equal width; others have nothing else). 0 by default: on MiniLM with four of six blocks, docstring-to-code
+        retrieval and 120,000 tokens, weight 1 cost 6 % of the MRR, and a learning rate of 1e-3 instead of 5e-4 cost
+        5 % (one seed each, 600 pairs, plus or minus 3 %).
     temperature: of the KL of logits; of the similarities it is 0.05.
     hidden: weight of the mean squared difference of block outputs, relative to their size; above 0 the teacher runs
         along and blocks must have its width.
@@ -58,7 +60,7 @@ class Recover:
     epochs: float = 3.0
     seconds: float | None = None
     share: float = 1.0
-    similarity: float = 1.0
+    similarity: float = 0.0
     temperature: float = 1.0
     hidden: float = 0.0
     labels: float = 0.5
