@@ -90,22 +90,19 @@ def _examples(bundle: Any, data: str | None, text: str | None, text_pair: str | 
 
         return list(tasks.from_data(bundle.task, data, bundle=bundle).calibration(64))
     from lightformers.errors import DataError
-    from lightformers.tasks.data import read
+    from lightformers.tasks.data import missing, read
 
-    rows = next(iter(read(data, conll=bundle.task == "token-classification").values()))[:64]
-    if not rows:
+    table = next(iter(read(data, conll=bundle.task == "token-classification").values()))
+    if not table.rows:
         raise DataError(f"{data} holds no examples")
-    if "words" in rows[0]:
-        return [{"words": list(row["words"])} for row in rows]
-    column = text or next((c for c in ("text", "sentence", "query", "document") if c in rows[0]), None)
-    if column is None or column not in rows[0] or (text_pair and text_pair not in rows[0]):
-        raise DataError(
-            f"{data} has the columns {', '.join(map(str, rows[0]))}: say which is the text with --text COLUMN"
-        )
-    return [
-        {"text": str(row[column]), **({"text_pair": str(row[text_pair])} if text_pair else {})}
-        for row in rows
-    ]
+    if "words" in table.columns and text is None:
+        return [{"words": list(words)} for words in table.column("words")[:64] if words]
+    column = text or next(
+        (c for c in ("text", "sentence", "query", "document") if c in table.columns), "text"
+    )
+    columns = [table.column(column, "text")] + ([table.column(text_pair, "text-pair")] if text_pair else [])
+    rows = [row for row in zip(*columns) if not any(map(missing, row))][:64]
+    return [dict(zip(("text", "text_pair"), map(str, row))) for row in rows]
 
 
 def _probes(bundle: Any) -> list[dict[str, Any]]:

@@ -24,10 +24,12 @@ def filling(folder: str | Path, owned: Sequence[str], last: str = "config.json")
     if not target.exists() or not any(target.iterdir()):
         with replacing(target, directory=True) as temporary:
             yield temporary
+            _readable(temporary)
         return
     temporary = Path(tempfile.mkdtemp(prefix=".export.", dir=target))
     try:
         yield temporary
+        _readable(temporary)
         (target / last).unlink(missing_ok=True)
         for old in {path for pattern in owned for path in target.glob(pattern)}:
             shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
@@ -37,3 +39,9 @@ def filling(folder: str | Path, owned: Sequence[str], last: str = "config.json")
             os.replace(new, target / new.name)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _readable(folder: Path) -> None:
+    """safetensors writes files for their owner only; a model folder is there to be shared."""
+    for path in folder.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)

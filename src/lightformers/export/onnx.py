@@ -67,9 +67,26 @@ def _export(module: Any, inputs: dict[str, Any], deploy: Deploy) -> Any:
     from transformers.exporters import OnnxConfig, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
     from transformers.exporters.exporter_onnx import OnnxExporter
 
-    quantizer = None
+    config = OnnxConfig(dynamic=True, dynamic_shapes=moving_axes(inputs))
+    exported = OnnxExporter().export(module, {**inputs, **without_cache(module)}, config=config)
+    component = exported.components["model"]
+    _unique_names(component.program)
     if deploy.precision == "int8":
         # matrix products only: int8 embedding tables gain nothing in speed and cost quality
         quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm"]))
-    config = OnnxConfig(dynamic=True, dynamic_shapes=moving_axes(inputs), quantizer=quantizer)
-    return OnnxExporter().export(module, {**inputs, **without_cache(module)}, config=config)
+        component.program = quantizer.quantize(component.program, inputs, config.export_format)
+    return exported
+
+
+def _unique_names(program: Any) -> None:
+    """Rename inner values that carry an output's name.
+
+    transformers 5.23 names the outputs last: an "embedding" output then meets the value of the table lookup, which
+    torch calls "embedding" too, and ONNX Runtime refuses the graph.
+    """
+    outputs = list(program.graph.outputs)
+    taken = {value.name for value in outputs}
+    for node in program.graph:
+        for value in node.outputs:
+            if value.name in taken and not any(value is output for output in outputs):
+                value.name = f"{value.name}.inner"

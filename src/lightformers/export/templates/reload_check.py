@@ -178,18 +178,26 @@ def openvino_runner(spec):
     )
     names = [name for name in deploy["inputs"] if any(name in port.get_names() for port in compiled.inputs)]
 
-    def everything():
-        queue, out = openvino.AsyncInferQueue(compiled, deploy["streams"] + 1), {}
+    # one batch more than streams is under way; the oldest is waited for, without callbacks
+    requests = [compiled.create_infer_request() for _ in range(deploy["streams"] + 1)]
 
-        def take(request, held):
-            chosen, inputs = held
+    def everything():
+        out, under_way = {}, []
+
+        def take():
+            request, chosen, inputs = under_way.pop(0)
+            request.wait()
             for i, row in zip(chosen, rows_of(request.get_tensor(deploy["output"]).data, inputs)):
                 out[i] = row.copy()
+            return request
 
-        queue.set_callback(take)
+        free = list(requests)
         for chosen, inputs in batches_of(spec, processor):
-            queue.start_async({name: inputs[name] for name in names}, (chosen, inputs))
-        queue.wait_all()
+            request = free.pop() if free else take()
+            request.start_async({name: inputs[name] for name in names})
+            under_way.append((request, chosen, inputs))
+        while under_way:
+            take()
         return np.stack([out[i] for i in range(len(out))])
 
     if os.path.exists(os.path.join(folder, "export.json")):
