@@ -130,12 +130,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.log(f"fastest way to run the original: {deploy}")
 
     progress.phase("search")
-    examples = session.task.calibration(search.SIGNAL_EXAMPLES, seed=session.settings.seed)
-    order = tuple(
-        store.once(
-            "order", lambda: search.block_order(session, examples, search.signal(session.bundle, examples))
-        )
-    )
+    order = tuple(store.once("order", lambda: search.block_order(session, pre.space)))
     cost, _ = search.cost_model(session, pre.space, deploy, load)
     points = search.cheap(session, pre.space, order, cost, len(load))
     progress.log(f"{len(points)} cuts tried without training")

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from lightformers import measure, runners
-from lightformers.bundle import Batch, Bundle, Example
+from lightformers.bundle import Bundle, Example
+from lightformers.compress.prune import leave_out
 from lightformers.errors import UserError
 from lightformers.files import replacing
 from lightformers.slim import plan
@@ -27,58 +27,23 @@ from lightformers.steps import Deploy, Recipe, Run
 
 SIGNAL_EXAMPLES = 48
 CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
-GREEDY_DEPTH = 16  # deeper models rank their blocks once instead of after every removal
 
 
-def signal(bundle: Bundle, examples: Sequence[Example]) -> list[np.ndarray]:
-    """What the model says, one array per example: the embedding, or logits of every valid position."""
-
-    def reduce(outputs: Mapping[str, Tensor], batch: Batch) -> list[np.ndarray]:
-        values = outputs["embedding"] if "embedding" in outputs else outputs["logits"]
-        values = values.float()
-        if values.ndim == 3:
-            mask = batch.inputs["attention_mask"].bool()
-            return [(v[m] - v[m].mean(-1, keepdim=True)).numpy() for v, m in zip(values, mask)]
-        return list(values.numpy())
-
-    runner = runners.build(bundle, Deploy(precision="bf16", batching="sorted", batch_size=16))
-    try:
-        return runner(list(examples), reduce)
-    finally:
-        runner.close()
-
-
-def distance(new: Sequence[np.ndarray], old: Sequence[np.ndarray]) -> float:
-    """Share of the variance of the original's outputs that the new ones miss: 0 is equal, 1 is as bad as the mean."""
-    flat_new = np.concatenate([x.reshape(-1, x.shape[-1]) for x in new])
-    flat_old = np.concatenate([x.reshape(-1, x.shape[-1]) for x in old])
-    return float(((flat_new - flat_old) ** 2).sum() / max(((flat_old - flat_old.mean(0)) ** 2).sum(), 1e-12))
-
-
-def block_order(session: Session, examples: Sequence[Example], reference: list[np.ndarray]) -> list[int]:
-    """Blocks in the order in which they can best be spared, found by leaving each out in turn."""
+def block_order(session: Session, space: Space) -> list[int]:
+    """Blocks in the order in which they can best be spared, as far as the space goes; the rest as they stand."""
     from lightformers import anatomy
 
-    depth = len(anatomy.of(session.bundle.model).blocks)
-    left, order = list(range(depth)), []
-    while len(left) > 1:
-        costs = {}
-        for block in left:
-            session.progress.trying(
-                f"sensitivity: without block {block}" + (f" ({len(order)} gone)" if order else "")
-            )
-            costs[block] = distance(signal(_without(session.bundle, left, block), examples), reference)
-        if depth > GREEDY_DEPTH:
-            return sorted(costs, key=costs.__getitem__)
-        order.append(min(costs, key=costs.__getitem__))
-        left.remove(order[-1])
-    return [*order, left[0]]
+    blocks = anatomy.of(session.bundle.model).blocks
+    count = len(blocks) - min(space.blocks)
+    session.progress.trying("sensitivity: each block left out in turn")
+    order = leave_out.removal_order(
+        session.bundle, session.task, blocks, count, SIGNAL_EXAMPLES, _run(session)
+    )
+    return [*order, *(i for i in range(len(blocks)) if i not in order)]
 
 
-def _without(bundle: Bundle, left: Sequence[int], block: int) -> Bundle:
-    from lightformers.compress import DropBlocks
-
-    return Recipe([DropBlocks(blocks=tuple(b for b in left if b != block))]).apply(bundle)
+def _run(session: Session) -> Run:
+    return Run(seed=session.settings.seed)
 
 
 def cost_model(
@@ -127,8 +92,7 @@ def cheap(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    examples = session.task.calibration(SIGNAL_EXAMPLES, seed=session.settings.seed)
-    reference = signal(session.bundle, examples)
+    reference = leave_out.outputs(session.bundle, session.task, SIGNAL_EXAMPLES, _run(session))
     size = len(list(space))
     sampler: Any = optuna.samplers.BruteForceSampler(seed=session.settings.seed)
     if size > 64:
@@ -157,7 +121,8 @@ def cheap(
         if session.store.begin(cut.name, 0, record):
             try:
                 cut_model = student(session, cut, order)
-                moved = distance(signal(cut_model, examples), reference)
+                told = leave_out.outputs(cut_model, session.task, SIGNAL_EXAMPLES, _run(session))
+                moved = leave_out.distance(told, reference)
                 session.store.end(cut.name, 0, {"distance": moved, "parameters": cut_model.parameters})
             except (RuntimeError, MemoryError, UserError) as error:
                 session.store.end(cut.name, 0, {"error": str(error).splitlines()[0]}, "failed")

@@ -40,23 +40,39 @@ def removal_order(
         data = calibration.batches(bundle, chosen)
         references: list[tuple[Tensor, bool]] = []
         if order:
-            references = [_rows(module(**b.inputs), b) for b in data]
+            references = [rows(module(**b.inputs), b) for b in data]
         while len(order) < count:
             distance = dict.fromkeys((i for i in range(len(blocks)) if i not in order), 0.0)
             for place, batch in enumerate(data):
                 outputs, states = _pass(module, modules, order, batch)
                 if not order:  # nothing is gone yet: this is the reference
-                    references.append(_rows(outputs, batch))
+                    references.append(rows(outputs, batch))
                 reference, distribution = references[place]
                 for i in distance:
                     with _without(modules, order, i, states):
-                        new, _ = _rows(module(**batch.inputs), batch)
+                        new, _ = rows(module(**batch.inputs), batch)
                     distance[i] += output_distance(new, reference, distribution) * len(reference)
             order.append(min(distance, key=lambda i: (distance[i], i)))
     return order[:count]
 
 
-def _rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
+def outputs(bundle: Bundle, task: Any, examples: int, run: Run) -> list[tuple[Tensor, bool]]:
+    """What a bundle gives for calibration examples, batch by batch, as `rows` takes it."""
+    chosen = calibration.examples_of(task, examples, run.seed)
+    module = bundle.module().eval()
+    with ExitStack() as stack:
+        stack.enter_context(calibration.evaluating(bundle.model))
+        stack.enter_context(calibration.fast_precision(next(bundle.model.parameters()).device, run.dtype))
+        return [rows(module(**b.inputs), b) for b in calibration.batches(bundle, chosen)]
+
+
+def distance(new: Sequence[tuple[Tensor, bool]], old: Sequence[tuple[Tensor, bool]]) -> float:
+    """Mean distance over all rows of what two models give for the same examples; 0 is equal."""
+    total = sum(output_distance(a, b, distribution) * len(b) for (a, _), (b, distribution) in zip(new, old))
+    return float(total / sum(len(b) for b, _ in old))
+
+
+def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     """(rows, width) of what a model gives, and whether the rows are logits of a distribution."""
     fields: Mapping[str, Any] = outputs
     for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
