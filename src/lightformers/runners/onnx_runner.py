@@ -16,6 +16,9 @@ from lightformers.runners.named import Traceable, example_batch, numpy_inputs, t
 from lightformers.steps import Deploy
 from lightformers.telemetry import quiet, silence
 
+#: Before the names of a graph's outputs: the exporter calls inner values "embedding" too, and names must be unique.
+PREFIX = "output."
+
 
 class OnnxRunner:
     """Runs an ONNX graph on the CPU provider."""
@@ -48,7 +51,8 @@ class OnnxRunner:
             batch = self.bundle.pad([encoded[i] for i in indices])
             feed = {k: v for k, v in numpy_inputs(batch).items() if k in self.inputs}
             arrays = self.session.run(self.outputs, feed)
-            results.append(reduce({k: to_tensor(v) for k, v in zip(self.outputs, arrays)}, batch))
+            named = zip(self.outputs, arrays)
+            results.append(reduce({k.removeprefix(PREFIX): to_tensor(v) for k, v in named}, batch))
         return in_order(batches, results)
 
     def close(self) -> None:
@@ -95,7 +99,7 @@ def convert(bundle: Bundle, path: Path, examples: Sequence[Example] | None = Non
         with torch.no_grad(), quiet():
             names = list(module(*tensors))
             torch.onnx.export(
-                module, tensors, str(path), input_names=list(batch.inputs), output_names=names,
+                module, tensors, str(path), input_names=list(batch.inputs), output_names=[PREFIX + n for n in names],
                 dynamic_shapes=(shapes,), dynamo=True, external_data=False, optimize=True, verbose=False,
             )  # fmt: skip
     except Exception as error:
@@ -109,8 +113,12 @@ def convert(bundle: Bundle, path: Path, examples: Sequence[Example] | None = Non
 def quantize(path: Path) -> Path:
     """ONNX Runtime's dynamic int8: weights in eight bits per channel, activations as they come."""
     with quiet():
+        import onnx
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
+        # The exporter folds transposes into weights and leaves their old shapes noted, which shape inference refuses.
+        model = onnx.load(str(path))
+        del model.graph.value_info[:]
         target = path.with_name("int8.onnx")
-        quantize_dynamic(str(path), str(target), weight_type=QuantType.QInt8, per_channel=True)
+        quantize_dynamic(model, str(target), weight_type=QuantType.QInt8, per_channel=True)
     return target
