@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 
+SEARCH, VERIFY = 800, 2500  # pairs: what can be scored in full precision within the demo's ten minutes
+
+
 def demo(
     out: Annotated[Path, typer.Option(help="Where the result goes; the same folder resumes.")] = Path("demo"),
     floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.97,
@@ -30,5 +33,5 @@ def demo(
     from lightformers.tasks import python_docs
 
     bundle = load(packaged_model())
-    task = python_docs.default(seed=seed)
+    task = python_docs.default(seed=seed, search=SEARCH, verify=VERIFY)
     run(bundle, task, json_, dry_run=dry_run, floor=floor, out=out, budget=seconds(budget), use_labels=use_labels, restart=restart, seed=seed)  # fmt: skip

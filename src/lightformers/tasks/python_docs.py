@@ -25,6 +25,7 @@ from typing import Any
 
 from lightformers.errors import DataError
 from lightformers.files import replacing
+from lightformers.tasks.common import take
 from lightformers.tasks.embedding import Embedding
 
 PAIRS = 26_000  # collecting ends here: about 17 s of parsing on one core
@@ -68,12 +69,14 @@ Pair = Mapping[str, Any]  # {"query", "document", "group"}
 
 
 def default(
-    limit: int | None = None, seed: int = 0, root: str | Path | None = None, cache: bool = True
-) -> Embedding:
+    limit: int | None = None, seed: int = 0, root: str | Path | None = None, cache: bool = True,
+    search: int | None = None, verify: int | None = None,
+) -> Embedding:  # fmt: skip
     """Docstring-to-code retrieval over the installed Python: an `Embedding` task with splits by module.
 
     limit: at most this many pairs (standard library first). root: look here instead, one folder a package.
     cache: keep the pairs under the user's cache folder; the key is every file's path, size and time.
+    search, verify: at most so many pairs of these splits, drawn by `seed`: what scoring may cost.
     Raises DataError where no pairs are found, as in a Python without sources.
     """
     roots = [Path(root)] if root else installed()
@@ -87,6 +90,8 @@ def default(
             f"only {len(pairs)} documented functions found under {', '.join(map(str, roots))}: too few for three "
             "splits. Is this a Python without its sources? Give your own data with --data"
         )
+    for name, most in (("search", search), ("verify", verify)):
+        splits[name] = [splits[name][i] for i in take(splits, name, most, seed)]
     return Embedding(splits, pairs=True, seed=seed)
 
 
