@@ -1,0 +1,105 @@
+"""Every experiment runs on a tiny budget, on the real data, and ends in a finding that can be kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightformers import reproduce
+from lightformers.errors import DataError, MissingExtra
+from lightformers.loading import packaged_model
+from lightformers.reproduce import Finding, common, llm_int8
+
+NEEDS = {
+    "essential-sparsity": ("trec", "sst2"),
+    "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
+             "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
+    "llm-int8": ("tinyshakespeare",),
+    "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slug", sorted(NEEDS))
+def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
+    try:
+        for name in NEEDS[slug]:
+            reproduce.data(name)
+        packaged_model()
+    except (DataError, MissingExtra) as missing:
+        pytest.skip(str(missing))
+    made = reproduce.run(slug, budget_seconds=2)
+    made.write(tmp_path)  # refuses NaN
+    assert Finding.read(slug, tmp_path).slug == slug
+    assert len(made.seeds) == 2 and "instead of 300" in made.limits and made.machine and made.versions
+    for row in made.table:
+        for cell in row.values():
+            assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
+    check = {
+        "essential-sparsity": zeros_stay,
+        "idt5": trimming_is_exact,
+        "llm-int8": planting,
+        "minilm": relations,
+    }
+    check[slug](made)
+
+
+def zeros_stay(made: Finding) -> None:
+    shown = {row["arm"]: row["zeros_prunable"] for row in made.table}
+    assert shown["dense"] < 0.001
+    assert shown["magnitude 0.5"] == pytest.approx(0.5, abs=1e-3)
+    assert shown["magnitude 0.3"] == pytest.approx(0.3, abs=1e-3)
+
+
+def trimming_is_exact(made: Finding) -> None:
+    cut = made.settings["all-MiniLM-L6-v2 trimmed"][1]
+    assert cut["tokens"] < 30522 and cut["changed films"] < cut["changed medicine"]
+    assert cut["largest difference of unchanged films"] < 1e-5
+    whole, trimmed = made.table
+    assert trimmed["without word embeddings"] < whole["parameters"] > trimmed["parameters"]
+    assert trimmed["unknown pieces"] == whole["unknown pieces"]
+
+
+def planting(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows["fp32"]["largest change of a logit by planting"]["mean"] < 1e-4
+    outliers = "6 channels x 32"
+    assert rows["fp32"][f"features in 16 bits, {outliers}"]["mean"] > 0
+    error = f"error of a product, {outliers}"
+    assert rows["absmax"][error]["mean"] > 3 * rows["absmax+split"][error]["mean"]
+    assert rows["absmax"][error]["mean"] > rows["vector-wise"][error]["mean"]
+
+
+def relations(made: Finding) -> None:
+    assert {row["arm"] for row in made.table} >= {"attention + values", "hidden states", "no distillation"}
+    for row in made.table:
+        assert row["held-out attention KL"]["mean"] > 0 and row["held-out value KL"]["mean"] > 0
+
+
+def test_planted_outliers_change_nothing_but_the_activations() -> None:
+    model = llm_int8._train(torch.arange(400) % 7, 7, tokens=1, seed=0)
+    planted = llm_int8.plant(model, 3, 50.0)
+    batch = llm_int8._windows(torch.arange(400) % 7, 2)[0]
+    assert llm_int8._difference(model, planted, batch) < 1e-4
+    peaks = [max(float(x.abs().max()) for x, _ in llm_int8._inputs(m, batch)) for m in (model, planted)]
+    assert peaks[1] > 10 * peaks[0]
+    assert llm_int8._loss(llm_int8.quantized(planted, "LLM.int8(), fp16 outlier weights"), [batch]) == pytest.approx(
+        llm_int8._loss(model, [batch]), abs=0.01
+    )  # fmt: skip
+
+
+def test_rounds_shrink_when_time_runs_out() -> None:
+    clock = common.Clock(budget=1e9)
+    assert list(clock.rounds((0, 1, 2), 1000)) == [(0, 1000), (1, 1000), (2, 1000)]
+    spent = common.Clock(budget=1e-9)
+    assert [tokens for _, tokens in spent.rounds((0, 1), 1000)] == [1000, 1]
+
+
+def test_verdicts_join() -> None:
+    holds, fails, open_ = "holds here", "does not hold here", "inconclusive"
+    assert common.together(holds, holds) == holds
+    assert common.together(holds, open_) == open_
+    assert common.together(open_, fails) == fails
+    assert common.gain([2.0, 3.0], [1.0, 1.0]) == [1.0, 2.0]
+    assert common.said([1.0]) == "+1.000"
