@@ -136,8 +136,8 @@ def precision(run: Run) -> Any:
 def frozen_embeddings(bundle: Bundle, teacher: Bundle, train_embeddings: bool | None) -> list[str]:
     """Patterns that freeze the word embeddings. None decides: they are frozen while the width is the teacher's.
 
-    They hold most numbers of a small model, change least in recovery, and their dense gradient and update cost more
-    than they bring.
+    They hold most numbers of a small model, so this spares optimizer memory. It was not measurably faster per
+    CPU-second in batches of 4,096 tokens, and its effect on quality is not measured.
     """
     path, theirs = anatomy.of(bundle.model).embeddings, anatomy.of(teacher.model).embeddings
     if path is None or theirs is None:
