@@ -8,7 +8,7 @@ from lightformers.runners.batching import arrival, by_length, fill, in_order, pl
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize(("rows", "tokens"), [(4, None), (None, 40), (3, 50), (None, None), (1, None)])
 def test_every_example_once_and_within_the_limits(seed, rows, tokens):
-    lengths = [random.Random(seed).randint(1, 60) for _ in range(37)]
+    lengths = random.Random(seed).choices(range(1, 61), k=37)
     for make in (arrival, by_length):
         batches = make(lengths, rows, tokens)
         assert sorted(i for b in batches for i in b) == list(range(37))
@@ -30,7 +30,7 @@ def test_sorting_is_stable_and_longest_first():
 
 
 def test_sorting_wastes_less_padding():
-    lengths = [random.Random(3).randint(1, 200) for _ in range(256)]
+    lengths = random.Random(3).choices(range(1, 201), k=256)
     assert fill(by_length(lengths, 16), lengths) > 0.9 > fill(arrival(lengths, 16), lengths)
 
 

@@ -36,8 +36,8 @@ def export(
 
     Exit code 1 if a written form does not open or does not give the same outputs.
     """
-    import lightformers as lf
     from lightformers import export as room
+    from lightformers.bundle import load
     from lightformers.cli.console import err, out, show_json
     from lightformers.errors import UserError
     from lightformers.steps import Deploy
@@ -47,7 +47,7 @@ def export(
         raise UserError(f"runtime {strange[0]!r} is not one of openvino, onnx")
     if precision != "fp32" and not runtimes:
         raise UserError("a precision needs a runtime: give --runtime openvino (or onnx)")
-    bundle = lf.load(model, task, trust_remote_code)
+    bundle = load(model, task, trust_remote_code)
     examples = _examples(bundle, data, text, text_pair)
     reasons = room.save(bundle, out_, allow_custom)
     if reasons:
@@ -86,9 +86,9 @@ def _examples(bundle: Any, data: str | None, text: str | None, text_pair: str | 
     if data is None:
         return []
     if bundle.task == "image-classification":
-        from lightformers import tasks
+        from lightformers.tasks.base import from_data
 
-        return list(tasks.from_data(bundle.task, data, bundle=bundle).calibration(64))
+        return [dict(e) for e in from_data(bundle.task, data, bundle=bundle).calibration(64)]
     from lightformers.errors import DataError
     from lightformers.tasks.data import missing, read
 

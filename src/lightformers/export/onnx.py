@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,16 +65,17 @@ def save(
 
 
 def _export(module: Any, inputs: dict[str, Any], deploy: Deploy) -> Any:
-    from transformers.exporters import OnnxConfig, OnnxRuntimeDynamicConfig, OnnxRuntimeQuantizer
-    from transformers.exporters.exporter_onnx import OnnxExporter
-
-    config = OnnxConfig(dynamic=True, dynamic_shapes=moving_axes(inputs))
-    exported = OnnxExporter().export(module, {**inputs, **without_cache(module)}, config=config)
+    hf: Any = importlib.import_module("transformers.exporters")
+    exporter: Any = importlib.import_module("transformers.exporters.exporter_onnx").OnnxExporter()
+    config = hf.OnnxConfig(dynamic=True, dynamic_shapes=moving_axes(inputs))
+    exported = exporter.export(module, {**inputs, **without_cache(module)}, config=config)
     component = exported.components["model"]
     _unique_names(component.program)
     if deploy.precision == "int8":
         # matrix products only: int8 embedding tables gain nothing in speed and cost quality
-        quantizer = OnnxRuntimeQuantizer(OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm"]))
+        quantizer = hf.OnnxRuntimeQuantizer(
+            hf.OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gemm"])
+        )
         component.program = quantizer.quantize(component.program, inputs, config.export_format)
     return exported
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,23 +112,17 @@ _HINT = ["runtime_options", "INFERENCE_PRECISION_HINT"]
 
 
 def _by_transformers(module: Any, inputs: dict[str, Any], deploy: Deploy, sets: list[dict[str, Any]]) -> Any:
-    from transformers.exporters import (
-        NNCFOpenVINOQuantizer,
-        NNCFQuantizationConfig,
-        NNCFWeightCompressionConfig,
-        OpenVINOConfig,
-    )
-    from transformers.exporters.exporter_openvino import OpenVINOExporter
-
+    hf: Any = importlib.import_module("transformers.exporters")
+    exporter: Any = importlib.import_module("transformers.exporters.exporter_openvino").OpenVINOExporter()
     quantizer = None
     if deploy.precision == "int8":
-        quantizer = NNCFOpenVINOQuantizer(
-            NNCFQuantizationConfig(subset_size=len(sets)), calibration_dataset=sets
+        quantizer = hf.NNCFOpenVINOQuantizer(
+            hf.NNCFQuantizationConfig(subset_size=len(sets)), calibration_dataset=sets
         )
     elif deploy.precision == "int8-weights":
-        quantizer = NNCFOpenVINOQuantizer(NNCFWeightCompressionConfig())
-    config = OpenVINOConfig(dynamic=True, dynamic_shapes=moving_axes(inputs), quantizer=quantizer)
-    return OpenVINOExporter().export(module, {**inputs, **without_cache(module)}, config=config)
+        quantizer = hf.NNCFOpenVINOQuantizer(hf.NNCFWeightCompressionConfig())
+    config = hf.OpenVINOConfig(dynamic=True, dynamic_shapes=moving_axes(inputs), quantizer=quantizer)
+    return exporter.export(module, {**inputs, **without_cache(module)}, config=config)
 
 
 def _by_openvino(bundle: Bundle, deploy: Deploy, examples: Sequence[Example]) -> Any:

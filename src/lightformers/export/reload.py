@@ -148,7 +148,8 @@ def _run(work: Path, form: str) -> dict[str, Any]:
         return {"error": f"took longer than {SECONDS} s"}
     lines = done.stdout.strip().splitlines()
     if done.returncode == 0 and lines:
-        return json.loads(lines[-1])
+        found: dict[str, Any] = json.loads(lines[-1])
+        return found
     return {"error": (done.stderr.strip().splitlines() or [f"ended with status {done.returncode}"])[-1][:300]}
 
 

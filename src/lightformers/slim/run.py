@@ -159,7 +159,7 @@ def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
     """What is left for recovery when everything after it has its share, foreseen from what pre-flight measured."""
     if cuts < 2:
         return 0.0
-    splits = session.task.splits
+    splits = pre.splits
     scored = pre.seconds_exact * splits["verify"] / (splits["verify"] + splits["search"])
     deliver = 14 * pre.seconds_per_batch + 90  # the race, and conversions, export and reloading
     left = max(session.left() - 1.4 * scored - 0.3 * pre.seconds_exact - deliver, 0.0)

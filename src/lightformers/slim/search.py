@@ -26,6 +26,7 @@ from lightformers.slim.space import CostModel, Cut, Space, grid, steps_of
 from lightformers.steps import Deploy, Recipe, Run
 
 SIGNAL_EXAMPLES = 48
+ENUMERATED = 64  # spaces up to this size are tried whole
 CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
 
 
@@ -93,18 +94,22 @@ def cheap(
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     reference = leave_out.outputs(session.bundle, session.task, SIGNAL_EXAMPLES, _run(session))
-    size = len(list(space))
-    sampler: Any = optuna.samplers.BruteForceSampler(seed=session.settings.seed)
-    if size > 64:
-        sampler = optuna.samplers.TPESampler(seed=session.settings.seed, multivariate=True)
+    cuts = list(space)
+    size = len(cuts)
     study = optuna.create_study(
-        storage=f"sqlite:///{session.store.path}", study_name="cuts", sampler=sampler,
-        directions=["minimize", "minimize"], load_if_exists=True,
+        storage=f"sqlite:///{session.store.path}", study_name="cuts", load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(seed=session.settings.seed, multivariate=True),
+        directions=["minimize", "minimize"],
     )  # fmt: skip
+    if size <= ENUMERATED and not study.get_trials(
+        deepcopy=False
+    ):  # a small space is tried whole, cheapest first
+        for cut in sorted(cuts, key=cost.seconds):
+            study.enqueue_trial(vars(cut))
     for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(stale.number, state=optuna.trial.TrialState.FAIL)
     end = time.monotonic() + min(CHEAP_SHARE * session.settings.budget, max(session.left() * 0.3, 5))
-    tried = len(study.get_trials(deepcopy=False))
+    tried = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
     while tried < min(size, 400) and time.monotonic() < end:
         trial = study.ask()
         cut = Cut(

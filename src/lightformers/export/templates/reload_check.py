@@ -6,6 +6,8 @@ max_length, batch_size, rounds, threads, probes (a JSON file of texts, pairs or 
 expected (an .npy file with one row per probe).
 """
 
+# mypy: ignore-errors
+
 import json
 import os
 import sys
