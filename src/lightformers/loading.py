@@ -40,10 +40,10 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
         if folder.exists() or name.startswith((".", "/", "~")):
             raise ModelError(f"{name} is no folder; give a Hugging Face model folder or a hub name")
         folder = _download(name)
-    _check_files(folder)
-    sentence = _sentence_transformer(folder)
+    check_files(folder)
+    sentence = sentence_transformer(folder)
     root = sentence["root"] if sentence else folder
-    config = _config(root, trust_remote_code)
+    config = read_config(root, trust_remote_code)
     if (folder / "lightformers.json").is_file():
         from lightformers.manifest import build_from_manifest
 
@@ -99,7 +99,7 @@ def _download(name: str) -> Path:
         ) from error
 
 
-def _check_files(folder: Path) -> None:
+def check_files(folder: Path) -> None:
     if not (folder / "config.json").is_file() and not (folder / "modules.json").is_file():
         raise ModelError(f"{folder} holds no config.json: it is no Hugging Face model folder")
     if not any(folder.rglob("*.safetensors")):
@@ -112,7 +112,7 @@ def _check_files(folder: Path) -> None:
         raise ModelError(f"{folder} holds no model.safetensors")
 
 
-def _config(folder: Path, trust_remote_code: bool) -> Any:
+def read_config(folder: Path, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -201,7 +201,7 @@ def _max_length(processor: Any, config: Any) -> int | None:
     return min(limits) if limits else None
 
 
-def _sentence_transformer(folder: Path) -> dict[str, Any] | None:
+def sentence_transformer(folder: Path) -> dict[str, Any] | None:
     """Pooling, prompts and length limit of a sentence-transformers folder, or None if it is none."""
     if not (folder / "modules.json").is_file():
         return None

@@ -51,7 +51,7 @@ def test_another_model_or_machine_is_refused_with_the_way_out(tmp_path):
     store = Store(tmp_path)
     assert store.claim(prints) is False
     assert store.claim(prints) is True
-    with pytest.raises(UserError, match="another model and machine.*--restart"):
+    with pytest.raises(UserError, match=r"another model and machine.*--restart"):
         store.claim(prints | {"model": "n", "machine": "x"})
     store.close()
     discard(tmp_path)

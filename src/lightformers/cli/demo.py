@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-
-SEARCH, VERIFY = 800, 2500  # pairs: what can be scored in full precision within the demo's ten minutes
+SEARCH, VERIFY = 800, 2000  # pairs: what can be scored in full precision within the demo's ten minutes
 
 
 def demo(

@@ -45,11 +45,11 @@ def _blueprint(name: str, trust_remote_code: bool) -> nn.Module:
 
     folder = Path(name)
     if folder.is_dir():
-        loading._check_files(folder)
+        loading.check_files(folder)
         if (folder / "lightformers.json").is_file():
             return loading.load_bundle(name, None, trust_remote_code).model
-        sentence = loading._sentence_transformer(folder)
-        config = loading._config(sentence["root"] if sentence else folder, trust_remote_code)
+        sentence = loading.sentence_transformer(folder)
+        config = loading.read_config(sentence["root"] if sentence else folder, trust_remote_code)
     elif folder.exists() or name.startswith((".", "/", "~")):
         raise ModelError(f"{name} is no folder; give a Hugging Face model folder or a hub name")
     else:

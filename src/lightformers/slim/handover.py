@@ -12,10 +12,9 @@ from lightformers.bundle import Bundle, Example
 from lightformers.export import reload
 from lightformers.files import write_text
 from lightformers.slim.finish import Finalist
-from lightformers.slim.session import Session, limited
+from lightformers.slim.session import Session
 from lightformers.steps import Recipe, Run, Stage, fields_of
 
-STEP_EXAMPLES = 300
 PROBES = 64
 
 
@@ -62,11 +61,11 @@ def step_costs(
 
 
 def _state(session: Session, bundle: Bundle, load: Sequence[Example], name: str) -> dict[str, Any]:
-    limit = limited(session.task, "search", STEP_EXAMPLES)
     session.progress.trying(f"what each step cost: {name}")
-    ratio = session.compare(
-        session.score(bundle, session.brisk, "search", f"step-{name}", limit), "search"
-    ).estimate
+    ratio = 1.0
+    if bundle is not session.bundle:
+        scores = session.score(bundle, session.brisk, "search", f"step-{name}")
+        ratio = session.compare(scores, "search").estimate
     runner = runners.build(bundle, session.brisk)
     try:
         timing = measure.compare({"it": lambda: runner(list(load), session.task.reduce)}, rounds=3, warmup=1)[

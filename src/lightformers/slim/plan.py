@@ -7,6 +7,8 @@ from typing import Any
 
 #: The loss that is left after recovery falls about as training time to this power (measured on the demo).
 SHRINK = 0.4
+#: Share of the range of costs, from the cheapest cut on, that a first round of less than a minute does not try.
+HOPELESS = 0.35
 #: Share of the confidence that each verification may spend, first to last: stepping back is a repeated test.
 SPENDING = (0.8, 0.1, 0.05, 0.05)
 
@@ -59,14 +61,18 @@ def promote(trials: list[dict[str, Any]], count: int, target: float, seconds: fl
     return (able + rest)[:count]
 
 
-def spread(points: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` points of the (predicted_ms, distance) frontier, evenly spread in the logarithm of their cost."""
+def spread(points: list[dict[str, Any]], count: int, start: float = 0.0) -> list[dict[str, Any]]:
+    """`count` points of the (predicted_ms, distance) frontier, evenly spread in the logarithm of their cost.
+
+    start: share of that range to leave out at the cheap end, where little training brings nothing back.
+    """
     frontier = pareto(points)
     if len(frontier) <= count:
         return frontier
     import math
 
     low, high = math.log(frontier[0]["predicted_ms"]), math.log(frontier[-1]["predicted_ms"])
+    low += start * (high - low)
     chosen: list[dict[str, Any]] = []
     for i in range(count):
         wanted = low + (high - low) * (i + 0.5) / count

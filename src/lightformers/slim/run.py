@@ -21,7 +21,7 @@ from lightformers.runners import Runner
 from lightformers.slim import baseline, finish, handover, report, search
 from lightformers.slim.preflight import Preflight, check, to_dict
 from lightformers.slim.progress import Progress
-from lightformers.slim.session import Session, interval_dict
+from lightformers.slim.session import Session, interval_dict, runtime
 from lightformers.slim.settings import Settings
 from lightformers.slim.store import Store, discard
 from lightformers.stats import interval
@@ -160,9 +160,10 @@ def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
     if cuts < 2:
         return 0.0
     splits = pre.splits
-    scored = pre.seconds_exact * splits["verify"] / (splits["verify"] + splits["search"])
-    deliver = 14 * pre.seconds_per_batch + 90  # the race, and conversions, export and reloading
-    left = max(session.left() - 1.4 * scored - 0.3 * pre.seconds_exact - deliver, 0.0)
+    scored = pre.seconds_exact * splits["verify"] / (splits["verify"] + splits["search"])  # in eager fp32
+    share = 0.95 if runtime() == "openvino" else 1.6  # original and candidates, as they are really scored
+    deliver = 10 * pre.seconds_per_batch + 130  # the race; conversions, export, reloading in fresh processes
+    left = max(session.left() - share * scored - deliver, 0.0)
     return left * (
         0.6 if session.settings.use_labels else 0.93
     )  # the control of labels trains as long as the winner
