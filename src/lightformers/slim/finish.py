@@ -199,17 +199,23 @@ def _precisions(deploy: Deploy) -> list[Any]:
 
 
 def deliver(session: Session, finalist: Finalist, folder: Path) -> runners.Runner:
-    """Export a finalist and open what was written: what is verified is what the user gets."""
-    export.save(finalist.bundle, folder, allow_custom=session.settings.allow_custom)
-    if finalist.recipe.deploy.runtime != "openvino":
-        return runners.build(finalist.bundle, finalist.recipe.deploy)
-    export.save_openvino(
-        finalist.bundle,
-        finalist.recipe.deploy,
-        folder,
-        session.calibration(finalist.recipe.deploy.calibration),
-    )
-    return runners.openvino_folder(folder / "openvino", finalist.bundle)
+    """Export a finalist and open what was written: what is verified is what the user gets.
+
+    What an earlier run delivered whole is opened as it stands.
+    """
+    deploy = finalist.recipe.deploy
+    openvino = deploy.runtime == "openvino"
+    if not (folder / ("openvino/deploy.json" if openvino else "config.json")).is_file():
+        if session.settings.onnx:
+            precision = "int8" if deploy.precision == "int8" else "fp32"
+            graph = Deploy(runtime="onnxruntime", precision=precision)  # type: ignore[arg-type]
+            export.save_onnx(finalist.bundle, graph, folder, session.calibration())
+        export.save(finalist.bundle, folder, allow_custom=session.settings.allow_custom)
+        if openvino:
+            export.save_openvino(finalist.bundle, deploy, folder, session.calibration(deploy.calibration))
+    if openvino:
+        return runners.openvino_folder(folder / "openvino", finalist.bundle)
+    return runners.build(finalist.bundle, deploy)
 
 
 def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.Runner, dict[str, Any]]:
