@@ -190,7 +190,7 @@ def recover(
             if rung > 1:
                 load_weights(model, checkpoint(session, name, rung - 1))
             run = Run(
-                teacher=session.bundle, seed=session.settings.seed + rung, seconds=seconds,
+                teacher=session.bundle, seed=session.settings.seed, seconds=seconds,
                 use_labels=session.settings.use_labels, progress=lambda e: session.progress.training(**e),
             )  # fmt: skip
             model = recovery(seconds).apply(model, session.task, run)
