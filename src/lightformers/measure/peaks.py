@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -33,7 +33,7 @@ def _peaks(threads: int) -> Peaks:
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = torch.randn(2, SIDE, SIDE).to(dtype)
         out = torch.empty(SIDE, SIDE, dtype=dtype)
-        gflops[name] = 2 * SIDE**3 / _best(lambda a=a, b=b, out=out: torch.mm(a, b, out=out)) / 1e9
+        gflops[name] = 2 * SIDE**3 / _best(partial(torch.mm, a, b, out=out)) / 1e9
     source = torch.zeros(COPY_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
     return Peaks(gflops, 2 * COPY_BYTES / _best(lambda: target.copy_(source)), threads)

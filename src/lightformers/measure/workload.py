@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from lightformers.bundle import Example
@@ -57,6 +58,6 @@ def latency(runner: Runner, examples: Sequence[Example], reduce: Reduce, warmup:
     """Seconds of each example alone (batch 1), tokenization included. Every length is met untimed before."""
     seconds: list[float] = []
     for example in examples:
-        timing = compare({"one": lambda e=example: runner([e], reduce)}, rounds=1, warmup=warmup)["one"]
+        timing = compare({"one": partial(runner, [example], reduce)}, rounds=1, warmup=warmup)["one"]
         seconds += timing.seconds
     return Timing(tuple(seconds))

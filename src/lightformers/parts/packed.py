@@ -162,9 +162,10 @@ class PackedBackbone(nn.Module):
         return outputs
 
     def _pooled(self, states: Tensor) -> Tensor:
-        pooler = self.inner.pooler
+        pooler: Any = self.inner.pooler
         if isinstance(pooler, nn.Linear):  # albert
-            return self.inner.pooler_activation(pooler(states[:, 0]))
+            activation: Any = self.inner.pooler_activation
+            return activation(pooler(states[:, 0]))
         return pooler(states)
 
 
@@ -190,8 +191,8 @@ def packed(module: nn.Module, tolerance: float = 1e-4) -> nn.Module:
 
     AttentionInterface.register(ATTENTION, attend)
     tensors = [*module.parameters(), *module.buffers()]
-    twin = copy.deepcopy(module, {id(t): t for t in tensors})
-    model = getattr(twin, "backbone", twin)
+    twin: Any = copy.deepcopy(module, {id(t): t for t in tensors})
+    model: Any = getattr(twin, "backbone", twin)
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", type(model).__name__)
     if family in REFUSED:

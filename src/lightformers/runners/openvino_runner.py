@@ -150,7 +150,7 @@ def open_folder(path: str | Path, bundle: Bundle, deploy: Deploy | None = None) 
 def _recorded(path: Path) -> Deploy:
     """The deploy that stands beside an exported graph; of a foreign folder, what suits most."""
     names = ("precision", "batching", "batch_size", "max_tokens", "threads", "streams")
-    known = read_json(path) if path.is_file() else {"precision": "bf16", "batching": "sorted"}
+    known: dict[str, Any] = read_json(path) if path.is_file() else {"precision": "bf16", "batching": "sorted"}
     return Deploy(runtime="openvino", **{k: known[k] for k in names if k in known})
 
 

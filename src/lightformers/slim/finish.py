@@ -7,6 +7,7 @@ import gc
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
                 built[name] = runners.build(finalist.bundle, deploy, session.calibration(deploy.calibration))
                 scores = session.store.scores(
                     search.slug(f"final-{name}"),
-                    lambda r=built[name]: session.task.evaluate(r, "search"),
+                    partial(session.task.evaluate, built[name], "search"),
                     session.task.metric,
                 )
                 ratio = session.compare(scores, "search")
@@ -231,7 +232,7 @@ def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.
         runner = deliver(session, finalist, folder)
         scores = session.store.scores(
             search.slug(f"verified-{finalist.name}"),
-            lambda r=runner: session.task.evaluate(r, "verify"),
+            partial(session.task.evaluate, runner, "verify"),
             session.task.metric,
         )
         bound = session.compare(scores, "verify", confidence)
@@ -251,7 +252,7 @@ def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.
             return finalist, runner, outcome
         runner.close()
     finalist, outcome = max(tried, key=lambda t: t[1]["ratio"]["bound"])
-    return finalist, deliver(session, finalist, Path(outcome["folder"])), outcome
+    return finalist, deliver(session, finalist, Path(str(outcome["folder"]))), outcome
 
 
 def control(session: Session, seconds: float, labels: bool) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def draw(bundle: Bundle, settings: Settings) -> Space:
         closed.append(
             "LowRank: plain transformers cannot express factorized layers (--allow-custom opens it)"
         )
-    widths = WIDTHS
+    widths: tuple[float, ...] = WIDTHS
     if bundle.pooling is not None:
         closed.append("PruneWidth: vectors of another size would not fit the user's index")
         widths = (1.0,)

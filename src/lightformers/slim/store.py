@@ -68,7 +68,9 @@ class Store:
                 groups = saved.get("groups")
                 return Scores(saved["stats"], metric, groups)
         made = make()
-        arrays = {"stats": made.stats} | ({} if made.groups is None else {"groups": made.groups})
+        arrays: dict[str, Any] = {"stats": made.stats} | (
+            {} if made.groups is None else {"groups": made.groups}
+        )
         with replacing(path) as temporary, open(temporary, "wb") as file:
             np.savez(file, **arrays)
         return made
