@@ -42,16 +42,14 @@ def apply(
         raise UserError("--task and --data go together")
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
     columns = {"text": text, "text_pair": text_pair, "label": label, "query": query, "document": document}
-    asked = (
-        from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v})
-        if task
-        else None
-    )
+    asked = None
+    if task and data:
+        asked = from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v})
+    elif wanted.deploy.runtime == "openvino" and wanted.deploy.precision == "int8":
+        raise UserError("int8 is calibrated on data: add --task and --data")
     made = wanted.apply(bundle, asked, Run(seed=seed, use_labels=use_labels))
     export.save(made, out, allow_custom=allow_custom)
     if wanted.deploy.runtime == "openvino":
-        if asked is None and wanted.deploy.precision == "int8":
-            raise UserError("int8 is calibrated on data: add --task and --data")
         calibration = asked.calibration(wanted.deploy.calibration, seed=seed) if asked else []
         export.save_openvino(made, wanted.deploy, out, calibration)
     if json_:
