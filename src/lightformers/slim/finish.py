@@ -86,7 +86,7 @@ def choose_deploy(session: Session, load: Sequence[Example]) -> Deploy:
                 first[deploy.precision] = built[str(deploy)]
         try:
             calls = {n: call(r, load, session.task.reduce) for n, r in built.items()}
-            timings = measure.compare(calls, rounds=5, warmup=1)
+            timings = measure.compare(calls, rounds=3, warmup=1)
         finally:
             for runner in built.values():
                 runner.close()

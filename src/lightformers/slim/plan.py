@@ -7,8 +7,8 @@ from typing import Any
 
 #: The loss that is left after recovery falls about as training time to this power (measured on the demo).
 SHRINK = 0.4
-#: Share of the range of costs, from the cheapest cut on, that a first round of less than a minute does not try.
-HOPELESS = 0.5
+#: Share of the range of costs, from the cheapest cut on, that a first round under SHORT seconds does not try.
+HOPELESS, SHORT = 0.5, 120.0
 #: Share of the confidence that each verification may spend, first to last: stepping back is a repeated test.
 SPENDING = (0.8, 0.1, 0.05, 0.05)
 
