@@ -158,7 +158,7 @@ def gather(
         tokens=tokens,
         weights=width * _read_weights(bundle),
         bandwidth=best.bandwidth,
-        cores=deploy.threads or facts["cores"]["usable"],
+        cores=deploy.threads * deploy.streams if deploy.threads else facts["cores"]["usable"],
         isa=facts["isa"],
         precision=deploy.precision,
         other=other,

@@ -17,6 +17,7 @@ from lightformers import __version__, measure
 from lightformers.bundle import Bundle
 from lightformers.errors import Interrupted, UserError
 from lightformers.export import card
+from lightformers.files import read_json
 from lightformers.runners import Runner
 from lightformers.slim import baseline, finish, handover, report, search
 from lightformers.slim.preflight import Preflight, check, to_dict
@@ -117,6 +118,9 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     if dry_run:
         return Result(store.out, {"preflight": to_dict(pre), "warnings": session.warnings}, pre.provable)
     if store.claim(_fingerprints(session)):
+        if (finished := store.get("finished")) and (store.out / "report.json").is_file():
+            progress.log(f"the run in {store.out} is finished; --restart runs it anew")
+            return Result(store.out, read_json(store.out / "report.json"), finished["proven"])
         progress.log(f"resuming the run in {store.out}")
 
     progress.phase("baseline")
@@ -295,7 +299,5 @@ def _deliver(
         raise UserError(
             f"the reload guarantee is broken for {', '.join(broken)}: see {session.store.out / 'report.html'}"
         )
+    session.store.put("finished", {"proven": bool(outcome["proven"])})
     return Result(session.store.out, described, bool(outcome["proven"]))
-
-
-__all__ = ["Result", "Settings", "slim"]
