@@ -13,7 +13,7 @@ from lightformers.export import reload
 from lightformers.files import write_text
 from lightformers.slim.finish import Finalist
 from lightformers.slim.session import Session
-from lightformers.steps import Recipe, Run, Stage, fields_of
+from lightformers.steps import Deploy, Recipe, Run, Stage, fields_of
 
 PROBES = 64
 
@@ -116,3 +116,32 @@ def write(report: dict[str, Any], chosen: Finalist, folder: Path) -> None:
     text = chosen.recipe.to_yaml()
     export.write_card(chosen.bundle, folder, report, text)
     write_text(folder / "recipe.yaml", text)
+
+
+def trials(session: Session, deploy: Deploy) -> list[dict[str, Any]]:
+    """Every trial as the report shows it."""
+    rows = []
+    for trial in session.store.trials():
+        rows.append(
+            {
+                "id": trial["id"],
+                "name": trial["name"],
+                "recipe": trial.get("cut"),
+                "deploy": None,
+                "state": trial["state"] if trial["state"] != "running" else "stopped",
+                "rung": trial["rung"],
+                "seconds": trial.get("seconds", 0.0),
+                "predicted_ms": trial.get("predicted_ms"),
+                "latency_ms": None,
+                "throughput": None,
+                "quality": trial.get("quality"),
+                "ratio": trial.get("ratio"),
+                "size_bytes": trial["parameters"] * (1 if deploy.precision.startswith("int8") else 4)
+                if "parameters" in trial
+                else None,
+                "parameters": trial.get("parameters"),
+                "distance": trial.get("distance"),
+                "error": trial.get("error"),
+            }
+        )
+    return rows

@@ -26,7 +26,7 @@ from lightformers.slim.session import Session, interval_dict, runtime
 from lightformers.slim.settings import Settings
 from lightformers.slim.store import Store, discard
 from lightformers.stats import interval
-from lightformers.steps import Deploy, fields_of
+from lightformers.steps import fields_of
 
 PHASES = (
     "pre-flight",
@@ -154,7 +154,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     trained = float(chosen.record.get("seconds", 0.0))
     controlled = store.once("control", lambda: finish.control(session, trained, labels)) if trained else None
     described = _describe(session, pre, baselines, chosen, runner, outcome, load, reference)
-    described |= {"control": controlled, "trials": _trials(session, deploy), "command": command}
+    described |= {"control": controlled, "trials": handover.trials(session, deploy), "command": command}
     described |= {"seconds": round(time.time() - started, 1), "warnings": session.warnings}
     return _deliver(session, described, chosen, runner, outcome)
 
@@ -248,35 +248,6 @@ def _verdict(session: Session, chosen: finish.Finalist, outcome: dict[str, Any])
         "confidence": outcome["confidence"],
         "exit_code": 0 if outcome["proven"] else 3,
     }
-
-
-def _trials(session: Session, deploy: Deploy) -> list[dict[str, Any]]:
-    """Every trial as the report shows it."""
-    rows = []
-    for trial in session.store.trials():
-        rows.append(
-            {
-                "id": trial["id"],
-                "name": trial["name"],
-                "recipe": trial.get("cut"),
-                "deploy": None,
-                "state": trial["state"] if trial["state"] != "running" else "stopped",
-                "rung": trial["rung"],
-                "seconds": trial.get("seconds", 0.0),
-                "predicted_ms": trial.get("predicted_ms"),
-                "latency_ms": None,
-                "throughput": None,
-                "quality": trial.get("quality"),
-                "ratio": trial.get("ratio"),
-                "size_bytes": trial["parameters"] * (1 if deploy.precision.startswith("int8") else 4)
-                if "parameters" in trial
-                else None,
-                "parameters": trial.get("parameters"),
-                "distance": trial.get("distance"),
-                "error": trial.get("error"),
-            }
-        )
-    return rows
 
 
 def _deliver(
