@@ -6,15 +6,16 @@ import dataclasses
 import gzip
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from lightformers import reproduce
-from lightformers.bundle import Batch, Bundle
+from lightformers import anatomy, reproduce
+from lightformers.bundle import Batch, Bundle, Embedder, Pooling
 from lightformers.compress.distill.common import precision as fastest
 from lightformers.loading import packaged_model
 from lightformers.reproduce.finding import Verdict
@@ -22,13 +23,15 @@ from lightformers.runners import build
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Deploy, Run
 from lightformers.tasks.text_classification import TextClassification
-from lightformers.telemetry import quiet, silence
 from lightformers.train import Feed, Settings, TrainResult, fit
 
 #: The budget that sizes are written for; a smaller one takes fewer seeds, steps and examples.
 FULL = 300.0
-#: Below this many seconds only the arms that decide are run, with two seeds.
+#: Below this many seconds only the arms that decide are run; below the second, with two seeds and tiny data.
+FEW = 200.0
 SHORT = 60.0
+#: What the unit-length vector of a text is multiplied with before the head, so that few steps move the logits.
+SCALE = 20.0
 
 
 @dataclass
@@ -37,6 +40,10 @@ class Clock:
 
     budget: float
     started: float = field(default_factory=time.monotonic)
+
+    @property
+    def few(self) -> bool:
+        return self.budget < FEW
 
     @property
     def short(self) -> bool:
@@ -69,7 +76,7 @@ class Clock:
         """What to add to the limits of a finding made on less than the full budget."""
         if self.budget >= FULL:
             return ""
-        less = "steps, examples, arms and seeds" if self.short else "steps and examples"
+        less = "steps, examples" + (", arms" if self.few else "") + (", seeds" if self.short else "")
         return f" This run had {self.budget:g} s instead of {FULL:g}: fewer {less}."
 
 
@@ -135,26 +142,53 @@ def encoder(task: str = "embedding", max_length: int = 64) -> Bundle:
     return bundle
 
 
-def classifier(bundle: Bundle, classes: int, seed: int) -> Bundle:
-    """A new bundle: a BERT encoder with a fresh head for `classes`, drawn from `seed`. `bundle` is not touched."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForSequenceClassification
+class Classifier(nn.Module):
+    """An encoder, the mean of its last states at unit length, and a linear head. (B, S) -> {"logits": (B, classes)}.
 
-    silence()
-    inner: Any = getattr(bundle.model, "bert", bundle.model)
-    config = type(inner.config).from_dict({**inner.config.to_dict(), "num_labels": classes})
-    # built empty and filled: drawing 20 million numbers only to overwrite them takes longer than a short training
-    with quiet(), init_empty_weights(include_buffers=False):
-        model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
-    generator = torch.Generator().manual_seed(seed)
-    state = {f"bert.{k}": v.detach().clone() for k, v in inner.state_dict().items()}
-    for name, parameter in model.named_parameters():
-        if name not in state:  # the head; and the pooler, which a masked-LM encoder has not
-            new = torch.zeros(parameter.shape)
-            state[name] = new.normal_(0, 0.02, generator=generator) if new.ndim > 1 else new
-    model.load_state_dict(state, assign=True)
+    The head of BERT, on the first token through a fresh or unused pooler, needs more steps than there are here.
+    """
+
+    def __init__(self, backbone: nn.Module, width: int, classes: int, seed: int) -> None:
+        super().__init__()
+        self.embedder = Embedder(backbone, Pooling("mean", True))
+        self.head = nn.Linear(width, classes)
+        with torch.no_grad():
+            self.head.weight.normal_(0, 0.02, generator=torch.Generator().manual_seed(seed))
+            self.head.bias.zero_()
+
+    def forward(self, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": self.head(SCALE * self.embedder(**inputs)["embedding"])}
+
+
+def classifier(bundle: Bundle, classes: int, seed: int) -> Bundle:
+    """The bundle's encoder, itself and no copy, with a fresh head for `classes`."""
+    backbone: Any = getattr(bundle.model, "bert", bundle.model)
+    model = Classifier(backbone, anatomy.of(bundle.model).width, classes, seed)
     return dataclasses.replace(
         bundle, model=model.eval(), task="text-classification", pooling=None, prompts={}, history=[]
+    )
+
+
+def chance(task: TextClassification) -> float:
+    """Accuracy on the verify split of always saying its commonest label."""
+    labels = [e["label"] for e in task.splits["verify"]]
+    return max(map(labels.count, set(labels))) / len(labels)
+
+
+def settled(
+    verdict: Verdict, accuracy: Sequence[float], tasks: Iterable[TextClassification]
+) -> tuple[Verdict, str]:
+    """The verdict, or "inconclusive" with a sentence where models have hardly learnt: equal ignorance proves nothing.
+
+    accuracy: of the best arm, one mean over the tasks per seed.
+    """
+    chances = [chance(task) for task in tasks]
+    guess, seen = sum(chances) / len(chances), sum(accuracy) / len(accuracy)
+    if seen - guess >= 0.1:
+        return verdict, ""
+    return (
+        "inconclusive",
+        f" Nothing follows: accuracy {seen:.3f}, the commonest label alone gives {guess:.3f}.",
     )
 
 
@@ -170,7 +204,7 @@ def fine_tune(
     feed = Feed.of(bundle, task.training_examples(True), max_tokens=2048, max_examples=32, seed=seed)
     arguments = plain_arguments(bundle.module())
 
-    def objective(module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    def objective(module: nn.Module, batch: Batch) -> torch.Tensor:
         loss: torch.Tensor = task.loss(named(module(**batch.inputs, **arguments)), batch)
         return loss
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
+
 from lightformers import reproduce
 from lightformers.bundle import Bundle
 from lightformers.compress.prune import masks
@@ -25,15 +27,15 @@ CLAIM = (
     "of at most one hundredth; at half of the weights magnitude keeps more than a random mask."
 )
 TOLERANCE = 0.01
-_LR = 2e-4
+_LR = 5e-4
 _BASE = "dense"
-_GRID = (0.3, 0.5, 0.7, 0.9)
+_GRID = (0.3, 0.5, 0.7)
 _ARMS: dict[str, EssentialSparsity | None] = {
     _BASE: None,
     **{f"magnitude {s}": EssentialSparsity(s) for s in _GRID},
-    **{f"random {s}": EssentialSparsity(s, "random") for s in (0.3, 0.5, 0.7)},
+    **{f"random {s}": EssentialSparsity(s, "random") for s in (0.5, 0.7)},
 }
-_TASKS = (("trec", 3000, 1200), ("sst2", 3000, 700))
+_TASKS = (("trec", 2000, 800), ("sst2", 1500, 500))
 _DECIDE = (_BASE, "magnitude 0.3", "magnitude 0.5", "random 0.5")
 
 
@@ -43,9 +45,9 @@ def run(budget: float = common.FULL) -> Finding:
     seeds = clock.seeds()
     tasks = {
         name: common.classification(name, clock.size(train, 64), clock.size(held_out, 64))
-        for name, train, held_out in _TASKS[: 1 if clock.short else 2]
+        for name, train, held_out in _TASKS[: 1 if clock.few else 2]
     }
-    arms = {name: _DECIDE if clock.short or name == "sst2" else tuple(_ARMS) for name in tasks}
+    arms = {name: _DECIDE if clock.few or name == "sst2" else tuple(_ARMS) for name in tasks}
     encoder = common.encoder()
     jobs = [(name, arm) for name in tasks for arm in arms[name]]
     tokens = _plan(clock, encoder, tasks, len(jobs) * len(seeds))
@@ -64,26 +66,25 @@ def _one(
     encoder: Bundle, task: Any, step: EssentialSparsity | None, tokens: int, seed: int, steps: int | None = None
 ) -> tuple[float, dict[str, float]]:  # fmt: skip
     """Prune, fine-tune, score. Returns accuracy and the shares of zeros after training."""
-    bundle = common.classifier(encoder, len(task.labels), seed)
-    if step is not None:
-        bundle = Recipe((step,)).apply(bundle, task, Run(seed=seed))
+    pruned = Recipe((step,) if step else ()).apply(encoder, task, Run(seed=seed))  # a copy
+    bundle = common.classifier(pruned, len(task.labels), seed)
     # embeddings are never pruned; frozen in every arm, they leave more steps to the layers that are
     common.fine_tune(bundle, task, tokens, seed, _LR, ["*word_embeddings.weight"], steps)
-    return common.accuracy(bundle, task), shares(bundle.model)
+    return common.accuracy(bundle, task), shares(pruned.model)
 
 
 def _plan(clock: common.Clock, encoder: Bundle, tasks: dict[str, Any], jobs: int) -> int:
     """Training tokens of one job that fit: a short job is timed, with its evaluation."""
-    task = tasks["trec"]
-    _one(encoder, task, None, 10**9, 0, steps=1)  # first calls are slow
-    begun = time.monotonic()
-    bundle = common.classifier(encoder, len(task.labels), 0)
-    result = common.fine_tune(bundle, task, 10**9, 0, _LR, ["*word_embeddings.weight"], steps=3)
-    rate = result.tokens / result.seconds
-    for one in tasks.values():
-        common.accuracy(common.classifier(encoder, len(one.labels), 0), one)
-    other = max(time.monotonic() - begun - result.seconds, 0.0) / 2
-    return max(int(rate * (clock.left() / jobs - other)), 32)
+    task, step = tasks["trec"], _ARMS["magnitude 0.5"]
+    _one(encoder, task, step, 10**9, 0, steps=1)  # first calls are slow
+    timed = []
+    for steps in (1, 7):
+        begun = time.monotonic()
+        _one(encoder, task, step, 10**9, 0, steps=steps)
+        timed.append(time.monotonic() - begun)
+    tokens = 32 * np.mean([len(e["input_ids"]) for e in encoder.encode(task.splits["train"])])
+    each = max((timed[1] - timed[0]) / 6, 1e-3)  # seconds of a step; the rest of a job is pruning and scoring
+    return max(int(tokens * (clock.left() / jobs - timed[0]) / each), 32)
 
 
 def _conclude(
@@ -98,7 +99,9 @@ def _conclude(
     mild = common.gain(mean("magnitude 0.3"), mean(_BASE))
     half = common.gain(mean("magnitude 0.5"), mean(_BASE))
     over = common.gain(mean("magnitude 0.5"), mean("random 0.5"))
-    verdict = common.together(reproduce.judge(mild, -TOLERANCE), reproduce.judge(over))
+    verdict, caution = common.settled(
+        common.together(reproduce.judge(mild, -TOLERANCE), reproduce.judge(over)), mean(_BASE), tasks.values()
+    )
     curve = {0.0: reproduce.spread(scores["trec", _BASE])["mean"]}
     curve |= {
         s: reproduce.spread(scores["trec", f"magnitude {s}"])["mean"]
@@ -123,7 +126,7 @@ def _conclude(
         summary=(
             f"mean accuracy over {' and '.join(names)}, against dense: {common.said(mild)} with 30 % of the weights gone, "
             f"{common.said(half)} with 50 %; at 50 % magnitude against random {common.said(over)}. "
-            f"On the curve of TREC's means the essential sparsity is {read.sparsity}, the knee {read.knee}."
+            f"On the curve of TREC's means the essential sparsity is {read.sparsity}, the knee {read.knee}.{caution}"
         ),
         table=table,
         baseline=_BASE,
@@ -139,9 +142,9 @@ def _conclude(
             "overlap of global and layer-wise masks at 0.5": round(masks.overlap(*pair), 3),
         },
         limits=(
-            "One small encoder, short fine-tuning of a few hundred steps. Lottery-ticket masks, N:M, language models "
+            "One small encoder, short fine-tuning of some tens of steps. Lottery-ticket masks, N:M, language models "
             "without fine-tuning, checkpoints along pre-training and the amount of its data were not tried. "
-            "Essential sparsity on a grid of five points is read off means." + clock.note()
+            "Essential sparsity on a grid of few points is read off means." + clock.note()
         ),
         started=clock.started,
         seeds=seeds,

@@ -269,6 +269,10 @@ def _conclude(
         reproduce.judge(common.gain(best, above(_PAPER))),
     )
     share = scores[_BASE][f"features in 16 bits, {_name(_DECIDES)}"]
+    large = (6, 100.0)
+    more = ""
+    if f"loss above fp32, {_name(large)}" in scores[_PAPER]:
+        more = f" {_name(large)}: vector-wise {common.said(above('vector-wise', large))}, split {common.said(above(_PAPER, large))}."
     return reproduce.conclude(
         slug="llm-int8",
         claim=CLAIM,
@@ -278,7 +282,7 @@ def _conclude(
             f"fp16, as in the paper), {common.said(above(_LIBRARY))} with them in int8 (as in the library), "
             f"{common.said(above('vector-wise'))} vector-wise and {common.said(above('absmax'))} absmax without; "
             f"{common.said(share, False)} of the features were split. Without outliers absmax loses "
-            f"{common.said(above('absmax', _WORLDS[0]))}."
+            f"{common.said(above('absmax', _WORLDS[0]))}.{more}"
         ),
         table=[reproduce.row(arm, **cells) for arm, cells in scores.items()],
         baseline=_BASE,
