@@ -27,7 +27,7 @@ CLAIM = (
     "of at most one hundredth; at half of the weights magnitude keeps more than a random mask."
 )
 TOLERANCE = 0.01
-_LR = 5e-4
+_LR = 3e-4
 _BASE = "dense"
 _GRID = (0.3, 0.5, 0.7)
 _ARMS: dict[str, EssentialSparsity | None] = {
