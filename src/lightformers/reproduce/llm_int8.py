@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -70,9 +70,10 @@ def run(budget: float = common.FULL) -> Finding:
     clock = common.Clock(budget)
     seeds = clock.seeds()
     text = {part: common.text("tinyshakespeare", part) for part in ("train", "valid")}
+    cut = {"train": clock.size(len(text["train"]), 20_000), "valid": 20_000}
     symbols = sorted(set(text["train"] + text["valid"]))
     number = {symbol: i for i, symbol in enumerate(symbols)}
-    ids = {part: torch.tensor([number[c] for c in t]) for part, t in _cut(text, clock).items()}
+    ids = {part: torch.tensor([number[c] for c in t])[: cut[part]] for part, t in text.items()}
     held_out = _windows(ids["valid"], 4 if clock.short else _BATCH)[: clock.size(3, 1)]
     tokens, worlds = _plan(clock, ids["train"], held_out, len(symbols), len(seeds))
     scores: dict[str, dict[str, list[float]]] = {}
@@ -97,10 +98,6 @@ def run(budget: float = common.FULL) -> Finding:
         len(symbols),
         sum(b.inputs["input_ids"].numel() for b in held_out),
     )
-
-
-def _cut(text: Mapping[str, str], clock: common.Clock) -> dict[str, str]:
-    return {"train": text["train"][: clock.size(len(text["train"]), 20_000)], "valid": text["valid"][:20_000]}
 
 
 def _windows(ids: Tensor, size: int, seed: int | None = None, count: int | None = None) -> list[Batch]:
