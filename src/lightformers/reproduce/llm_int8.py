@@ -103,8 +103,7 @@ def run(budget: float = common.FULL) -> Finding:
 def _windows(ids: Tensor, size: int, seed: int | None = None, count: int | None = None) -> list[Batch]:
     """Batches of (size, length) ids: consecutive windows, or `count` batches drawn from the seed."""
     if seed is None:
-        usable = ids[: len(ids) // (_LENGTH * size) * _LENGTH * size].reshape(-1, size, _LENGTH)
-        groups = list(usable)
+        groups = list(ids[: len(ids) // (_LENGTH * size) * _LENGTH * size].reshape(-1, size, _LENGTH))
     else:
         generator = torch.Generator().manual_seed(seed)
         starts = torch.randint(len(ids) - _LENGTH, (count or 1, size), generator=generator)
