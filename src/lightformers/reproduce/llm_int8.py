@@ -61,8 +61,7 @@ class Simulated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = multiply(x.reshape(-1, self.in_features), self.matrix, self.name)
-        out = out if self.offset is None else out + self.offset
-        return out.reshape(*x.shape[:-1], self.out_features)
+        return (out if self.offset is None else out + self.offset).reshape(*x.shape[:-1], self.out_features)
 
 
 def run(budget: float = common.FULL) -> Finding:
