@@ -166,7 +166,7 @@ def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
     splits = pre.splits
     scored = pre.seconds_exact * splits["verify"] / (splits["verify"] + splits["search"])  # in eager fp32
     share = 0.95 if runtime() == "openvino" else 1.6  # original and candidates, as they are really scored
-    deliver = 10 * pre.seconds_per_batch + 130  # the race; conversions, export, reloading in fresh processes
+    deliver = 10 * pre.seconds_per_batch + 100  # the race; conversions, export, reloading in fresh processes
     left = max(session.left() - share * scored - deliver, 0.0)
     return left * (
         0.6 if session.settings.use_labels else 0.93

@@ -276,3 +276,15 @@ def test_images_are_recovered():
     before = apart()
     Recover(lr=3e-3).apply(student, world, Run(teacher=teacher, tokens=1200, dtype="fp32"))
     assert apart() < 0.6 * before
+
+
+def test_a_training_step_asks_the_teacher_through_openvino():
+    """Autocast of the step once broke the conversion, and torch quietly did the work at a fraction of the speed."""
+    pytest.importorskip("openvino")
+    teacher = bundle("embedding")
+    asked = targets.Targets(teacher, "embedding")
+    batch = teacher.collate(World("embedding", 80).training_examples(False))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        asked.rows(batch)
+    assert asked._runner.deploy.runtime == "openvino"
+    asked.close()

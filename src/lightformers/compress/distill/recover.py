@@ -29,7 +29,7 @@ from lightformers.train.capture import Capture
 _CACHED = {"embedding": "embedding", "text-classification": "logits", "image-classification": "logits",
            "token-classification": "logits"}  # fmt: skip
 _BANK = 2048
-_AHEAD, _AHEAD_IMAGES = 4096, 256
+_AHEAD, _AHEAD_IMAGES = 1024, 256
 
 
 @dataclass(frozen=True)

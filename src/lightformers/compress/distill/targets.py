@@ -89,7 +89,9 @@ class Targets:
             items = [translate(e, self.vocabulary) for e in missing.values()]
             if self._runner is None:
                 size = 32 if "pixel_values" in items[0] else 256
-                self._runner = runner(self.teacher, len(items), self.precision, size)
+                # asked for from within a training step, whose autocast OpenVINO's tracing cannot take
+                with torch.autocast("cpu", enabled=False):
+                    self._runner = runner(self.teacher, len(items), self.precision, size)
             self.known.update(zip(missing, self._runner.run(items, self._reduce)))
         self._seen.update((k, self.known[k]) for k in wanted)
 
