@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 
 RESAMPLES = 2000
-#: Correlation of per-example scores between a model and its recovered, smaller self. Measured on
-#: docstring-to-code retrieval (0.85); used only to foresee what a data set can prove, never to prove it.
+#: Correlation of per-example scores between a model and its recovered, smaller self. An assumption, worked back from
+#: one trial's interval on docstring-to-code retrieval; used only to foresee what data can prove, never to prove it.
 FORESEEN_CORRELATION = 0.85
 
 

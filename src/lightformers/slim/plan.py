@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-#: The loss that is left after recovery falls about as training time to this power (measured on the demo).
+#: How the loss that is left falls with training time: as time to minus this power. An assumption, not measured; it only
+#: decides which candidates are trained on, never what is claimed of them.
 SHRINK = 0.4
 #: Share of the range of costs, from the cheapest cut on, that a first round under SHORT seconds does not try.
 HOPELESS, SHORT = 0.5, 120.0

@@ -82,10 +82,8 @@ class Session:
 
     def compare(self, new: Scores, split: str, confidence: float | None = None) -> Bound:
         """Paired comparison with the original on a split: a ratio, or a difference under `--max-drop`."""
-        limited = len(new) < len(
-            self.task.splits[split]
-        )  # candidates of a pool are limited with it: score both so
-        old = self.original(split, len(new) if limited else None)
+        # a limit also bounds the candidates that a query is ranked among, so both are scored under the same one
+        old = self.original(split, limited(self.task, split, len(new)))
         confidence = confidence or self.settings.confidence
         if self.settings.max_drop is not None:
             return stats.difference(new, old, confidence)
