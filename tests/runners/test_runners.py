@@ -126,8 +126,9 @@ def test_openvino_errors_in_reduce_leave_the_runner_usable():
     def fails(outputs, batch):
         raise RuntimeError("no")
 
-    with pytest.raises(RuntimeError, match="no"):
-        runner(texts(), fails)
+    for _ in range(5):  # each time other requests are under way when the error comes
+        with pytest.raises(RuntimeError, match="^no$"):
+            runner(texts(), fails)
     assert len(runner(texts(), per_example)) == 13
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -87,7 +88,8 @@ class OpenVINORunner:
             for request in running.values():
                 request.cancel()
             for request in self.requests:
-                request.wait()
+                with contextlib.suppress(RuntimeError):  # "canceled", or what this error began with
+                    request.wait()
             raise
         return in_order(batches, results)
 
