@@ -127,7 +127,7 @@ def test_openvino_errors_in_reduce_leave_the_runner_usable():
         raise RuntimeError("no")
 
     for _ in range(5):  # each time other requests are under way when the error comes
-        with pytest.raises(RuntimeError, match="^no$"):
+        with pytest.raises(RuntimeError, match=r"^no$"):
             runner(texts(), fails)
     assert len(runner(texts(), per_example)) == 13
 

@@ -13,9 +13,10 @@ def trial(name: str, ms: float, ratio: float, seconds: float = 30.0) -> dict:
 
 @pytest.mark.parametrize("training", [25, 60, 200, 900, 5000, 40000])
 @pytest.mark.parametrize("candidates", [1, 2, 5, 30])
-def test_rungs_spend_what_there_is_and_not_more(training, candidates):
-    rounds = plan.rungs(training, candidates)
-    spent = sum(r.count * r.seconds for r in rounds)
+@pytest.mark.parametrize("overhead", [0.0, 5.0])
+def test_rungs_spend_what_there_is_and_not_more(training, candidates, overhead):
+    rounds = plan.rungs(training, candidates, overhead)
+    spent = sum(r.count * (r.seconds + overhead) for r in rounds)
     assert spent == pytest.approx(training)
     counts = [r.count for r in rounds]
     assert counts == sorted(counts, reverse=True)

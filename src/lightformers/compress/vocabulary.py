@@ -15,9 +15,12 @@ from lightformers import anatomy
 from lightformers.bundle import Bundle
 from lightformers.compress import tokenizer_json
 from lightformers.errors import DataError, ModelError, UserError
+from lightformers.memo import Memo
 from lightformers.steps import Run, Stage
 from lightformers.telemetry import quiet
 
+#: Counting a corpus takes seconds, and every finalist of a search asks for the same.
+_COUNTS: Memo[np.ndarray] = Memo()
 _TEXT_FIELDS = ("text", "text_pair", "query", "document", "words")
 
 
@@ -66,7 +69,9 @@ class TrimVocabulary:
             raise UserError("which tokens are needed is counted in a task's texts: give a task")
         data = json.loads(tokenizer.backend_tokenizer.to_str())
         tokenizer_json.check(data)
-        counts = count(tokenizer, texts_of(bundle, task, self.splits), 1 + max(tokenizer_json.tokens(data)))
+        key = (task.fingerprint, self.splits, tuple(sorted(bundle.prompts.items())))
+        texts, rows = texts_of(bundle, task, self.splits), 1 + max(tokenizer_json.tokens(data))
+        counts = _COUNTS(tokenizer, key, lambda: count(tokenizer, texts, rows))
         kept = self.select(data, counts, needed(bundle, data))
         old = bundle.origin.vocabulary
         if len(kept) == len(tokenizer_json.tokens(data)) == _rows(bundle):

@@ -85,10 +85,8 @@ class OpenVINORunner:
             while running:
                 collect()
         except BaseException:
-            for request in running.values():
-                request.cancel()
-            for request in self.requests:
-                with contextlib.suppress(RuntimeError):  # "canceled", or what this error began with
+            for request in self.requests:  # waited for, not cancelled: cancelling can lock up with the callbacks
+                with contextlib.suppress(RuntimeError):
                     request.wait()
             raise
         return in_order(batches, results)

@@ -10,6 +10,8 @@ from typing import Any
 SHRINK = 0.4
 #: Share of the range of costs, from the cheapest cut on, that a first round under SHORT seconds does not try.
 HOPELESS, SHORT = 0.5, 120.0
+#: Seconds of training under which a first round tells nothing.
+LEAST = 20.0
 #: Share of the confidence that each verification may spend, first to last: stepping back is a repeated test.
 SPENDING = (0.8, 0.1, 0.05, 0.05)
 
@@ -22,23 +24,21 @@ class Rung:
     seconds: float
 
 
-def rungs(training: float, candidates: int) -> list[Rung]:
-    """Share `training` seconds over rounds of successive halving: many get a little, the best get the most.
+def rungs(left: float, candidates: int, overhead: float = 0.0) -> list[Rung]:
+    """Share `left` seconds over rounds of successive halving: many get a little, the best get the most.
 
-    A round is worth nothing under ten seconds a candidate, so short budgets try fewer.
+    overhead: seconds that every recovery takes beside its training (building and scoring it). A round is worth
+    nothing under LEAST seconds a candidate, so short budgets try fewer.
     """
-    if training < 20 or candidates == 0:
+    if left < 20 + overhead or candidates == 0:
         return []
-    first = max(1, min(candidates, int(training * 0.4 // 20), 9))
-    plan = [Rung(first, training * (0.35 if first > 1 else 1.0) / first)]
-    left = training - plan[0].count * plan[0].seconds
-    if first > 3:
-        plan.append(Rung(3, left * 0.4 / 3))
-        left *= 0.6
-    if first > 1:
-        last = 2 if left > 1200 else 1
-        plan.append(Rung(last, left / last))
-    return plan
+    first = max(1, min(candidates, int(left * 0.4 // (LEAST + overhead)), 9))
+    if first == 1:
+        return [Rung(1, left - overhead)]
+    rounds = [(first, 0.35)] + ([(3, 0.26)] if first > 3 else [])
+    last = 2 if 0.4 * left > 1200 else 1
+    rounds.append((last, 1 - sum(share for _, share in rounds)))
+    return [Rung(count, max(left * share / count - overhead, 10.0)) for count, share in rounds]
 
 
 def foreseen(ratio: float, trained: float, total: float) -> float:

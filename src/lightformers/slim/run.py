@@ -22,7 +22,7 @@ from lightformers.runners import Runner
 from lightformers.slim import baseline, finish, handover, report, search
 from lightformers.slim.preflight import Preflight, check, to_dict
 from lightformers.slim.progress import Progress
-from lightformers.slim.session import Session, interval_dict, runtime
+from lightformers.slim.session import Session, interval_dict
 from lightformers.slim.settings import Settings
 from lightformers.slim.store import Store, discard
 from lightformers.stats import interval
@@ -141,7 +141,8 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
 
     progress.phase("recovery")
     training = store.once("training", lambda: _training_seconds(session, pre, len(points)))
-    trials = search.recoveries(session, points, order, training)
+    overhead = store.once("overhead", lambda: 5 + BRISK * _share(pre, "search") * pre.seconds_exact)
+    trials = search.recoveries(session, points, order, training, overhead)
 
     progress.phase("verification")
     ranked = finish.rank(session, finish.finalists(session, trials, order, deploy), load)
@@ -159,15 +160,21 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     return _deliver(session, described, chosen, runner, outcome)
 
 
+#: What a candidate takes to score, against eager fp32; and seconds for conversions, the race, export and reloading.
+BRISK, DELIVER = 0.35, 130.0
+
+
+def _share(pre: Preflight, split: str) -> float:
+    return pre.splits[split] / (pre.splits["search"] + pre.splits["verify"])
+
+
 def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
     """What is left for recovery when everything after it has its share, foreseen from what pre-flight measured."""
     if cuts < 2:
         return 0.0
-    splits = pre.splits
-    scored = pre.seconds_exact * splits["verify"] / (splits["verify"] + splits["search"])  # in eager fp32
-    share = 0.95 if runtime() == "openvino" else 1.6  # original and candidates, as they are really scored
-    deliver = 10 * pre.seconds_per_batch + 100  # the race; conversions, export, reloading in fresh processes
-    left = max(session.left() - share * scored - deliver, 0.0)
+    # the original in full precision and one candidate on the verification split, finalists on the search split
+    scored = pre.seconds_exact * ((1 + BRISK) * _share(pre, "verify") + BRISK * _share(pre, "search"))
+    left = max(session.left() - scored - DELIVER, 0.0)
     return left * (
         0.6 if session.settings.use_labels else 0.93
     )  # the control of labels trains as long as the winner

@@ -144,13 +144,16 @@ def cheap(
 
 
 def recoveries(
-    session: Session, points: list[dict[str, Any]], order: tuple[int, ...], training: float
+    session: Session, points: list[dict[str, Any]], order: tuple[int, ...], training: float, overhead: float
 ) -> list[dict[str, Any]]:
-    """Train the frontier in rungs within `training` seconds; returns the latest record of each candidate."""
+    """Train the frontier in rungs within `training` seconds; returns the latest record of each candidate.
+
+    overhead: seconds that building and scoring a candidate takes.
+    """
     whole = max(p["predicted_ms"] for p in points)
     worth = [p for p in points if p["predicted_ms"] < 0.95 * whole]
     rounds = session.store.once(
-        "rungs", lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)))]
+        "rungs", lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)), overhead)]
     )
     current: list[dict[str, Any]] = []
     for number, rung in enumerate((plan.Rung(**r) for r in rounds), start=1):

@@ -43,6 +43,11 @@ class Session:
         """Seconds until the budget is spent."""
         return self.deadline - time.monotonic()
 
+    @property
+    def brief(self) -> bool:
+        """Whether the whole run is to take minutes: then fewer things are tried, and baselines scored on less."""
+        return self.settings.budget < 1200
+
     def warn(self, text: str) -> None:
         if text not in self.warnings:
             self.warnings.append(text)

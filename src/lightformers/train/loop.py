@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightformers.bundle import Batch
 from lightformers.errors import UserError
-from lightformers.train import optim
+from lightformers.train import memory, optim
 from lightformers.train.attention import quick_attention
 from lightformers.train.schedules import Schedule, factor
 from lightformers.train.state import TrainState
@@ -137,13 +137,16 @@ def _train(
     )
     before, start = dataclasses.replace(done), time.monotonic()
     losses: list[float] = []
-    told = start
+    told = released = start
     ahead = 0.0  # half an update: stopping is nearest to the budget, not always after it
     while (fraction := _fraction(done, settings, ahead)) < settings.until:
         losses.append(update(done, settings.lr * factor(fraction, settings.warmup, settings.schedule)))
         now = time.monotonic()
         done.seconds = before.seconds + now - start
         ahead = 0.5 * (now - start) / len(losses)
+        if now - released > memory.EVERY:
+            released = now
+            memory.release()
         if progress and now - told > 0.5:
             told = now
             progress(_event(done, before, settings, losses))

@@ -89,6 +89,10 @@ class World:
     asked: list[bool] = field(default_factory=list)
     scored: int = 0
 
+    @property
+    def fingerprint(self) -> str:
+        return f"{type(self).__name__} {self.name} {self.n} {self.seed}"
+
     def training_examples(self, use_labels: bool) -> list[dict[str, Any]]:
         self.asked.append(use_labels)
         rng = random.Random(self.seed)

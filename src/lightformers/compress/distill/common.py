@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from lightformers import anatomy
-from lightformers.bundle import Batch, Bundle, Example
+from lightformers.bundle import Batch, Bundle, Encoded, Example
 from lightformers.errors import DataError, ModelError
+from lightformers.memo import Memo
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Run
 from lightformers.train import Feed, Settings, TrainResult, fit
@@ -25,6 +26,9 @@ from lightformers.train.schedules import Schedule
 LANGUAGE_MODELS = frozenset({"causal-lm", "masked-lm"})
 MAX_TOKENS = 4096
 MAX_TOKENS_VOCABULARY = 1024
+#: Training texts, tokenized once for all recoveries that share a tokenizer; or only their lengths.
+_ENCODED: Memo[list[Encoded]] = Memo()
+_LENGTHS: Memo[np.ndarray] = Memo()
 
 
 @dataclass(frozen=True)
@@ -80,11 +84,18 @@ def feed(bundle: Bundle, task: Any, run: Run, max_tokens: int | None) -> Feed:
         )
     pairs = "query" in examples[0]
     if run.use_labels or bundle.task in LANGUAGE_MODELS:
-        lengths = _pair_lengths(bundle, examples) if pairs else _lengths(bundle, examples)
+        measured = _pair_lengths if pairs else _lengths
+        lengths = _LENGTHS(bundle.processor, _key(bundle, task, True), lambda: measured(bundle, examples))
         return Feed(
             examples, lambda items, seed: task.collate(bundle, items, seed), lengths, limit, seed=run.seed
         )
-    return Feed.of(bundle, examples, max_tokens=limit, seed=run.seed)
+    items = _ENCODED(bundle.processor, _key(bundle, task, False), lambda: bundle.encode(examples))
+    lengths = np.array([bundle.length(e) for e in items])
+    return Feed(items, lambda items, _: bundle.pad(items), lengths, limit, seed=run.seed)
+
+
+def _key(bundle: Bundle, task: Any, labels: bool) -> tuple[Any, ...]:
+    return task.fingerprint, labels, bundle.max_length, tuple(sorted(bundle.prompts.items()))
 
 
 def _lengths(bundle: Bundle, examples: Sequence[Example]) -> np.ndarray:
