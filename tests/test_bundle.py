@@ -63,7 +63,10 @@ def test_padding_to_a_multiple_stops_at_the_longest_the_model_takes():
     bundle = make("embedder")  # max_length 12
     encoded = bundle.encode([{"text": " ".join(["cat"] * n)} for n in (1, 30)])
     assert [bundle.length(e) for e in encoded] == [3, 12]
+    bundle.model.config.max_position_embeddings = 12
     assert bundle.pad(encoded, multiple=8).inputs["input_ids"].shape == (2, 12)
+    bundle.model.config.max_position_embeddings = 18  # longer than texts are cut to: padding may use it
+    assert bundle.pad(encoded, multiple=8).inputs["input_ids"].shape == (2, 16)
     assert bundle.pad(encoded[:1], multiple=8).inputs["input_ids"].shape == (1, 8)
 
 

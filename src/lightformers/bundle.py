@@ -167,7 +167,7 @@ class Bundle:
         lengths = np.array([len(e["input_ids"]) for e in encoded])
         width = max(-(-int(lengths.max()) // multiple) * multiple, 1)
         if self.max_length:
-            width = min(width, max(self.max_length, int(lengths.max())))
+            width = min(width, max(self.max_length, self._positions(), int(lengths.max())))
         left = getattr(self.processor, "padding_side", "right") == "left"
         shape = (len(encoded), width)
         slots = [slice(width - n, width) if left else slice(0, n) for n in lengths]
@@ -194,6 +194,10 @@ class Bundle:
             targets["word_starts"] = torch.from_numpy(starts)
         targets["lengths"] = torch.from_numpy(lengths)
         return Batch(inputs, targets)
+
+    def _positions(self) -> int:
+        """Positions that the model surely has beyond `max_length`; two may be kept for padding (RoBERTa's)."""
+        return int(getattr(getattr(self.model, "config", None), "max_position_embeddings", None) or 0) - 2
 
     def _pad_id(self) -> int:
         for name in ("pad_token_id", "eos_token_id"):

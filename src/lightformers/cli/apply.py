@@ -19,6 +19,7 @@ def apply(
     label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     query: Annotated[str | None, typer.Option(help="Column of the query (embedding).")] = None,
     document: Annotated[str | None, typer.Option(help="Column of the document (embedding).")] = None,
+    image: Annotated[str | None, typer.Option(help="Column of the image (image-classification).")] = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let recovery learn from labels.")] = False,
     allow_custom: Annotated[bool, typer.Option("--allow-custom", help="Allow results that need lightformers to load.")] = False,
     trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
@@ -41,10 +42,17 @@ def apply(
     if (task is None) != (data is None):
         raise UserError("--task and --data go together")
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    columns = {"text": text, "text_pair": text_pair, "label": label, "query": query, "document": document}
+    columns = {
+        "text": text,
+        "text_pair": text_pair,
+        "label": label,
+        "query": query,
+        "document": document,
+        "image": image,
+    }
     asked = None
     if task and data:
-        asked = from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v})
+        asked = from_data(task, data, bundle=bundle, seed=seed, **columns)
     elif wanted.deploy.runtime == "openvino" and wanted.deploy.precision == "int8":
         raise UserError("int8 is calibrated on data: add --task and --data")
     made = wanted.apply(bundle, asked, Run(seed=seed, use_labels=use_labels))

@@ -22,7 +22,10 @@ def slim(
     label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
     query: Annotated[str | None, typer.Option(help="Column of the query (embedding).")] = None,
     document: Annotated[str | None, typer.Option(help="Column of the document (embedding).")] = None,
+    image: Annotated[str | None, typer.Option(help="Column of the image (image-classification).")] = None,
     group: Annotated[str | None, typer.Option(help="Column of what belongs together; never torn between splits.")] = None,
+    metric: Annotated[str | None, typer.Option(help="accuracy, macro-f1 or f1, where the task has a choice.")] = None,
+    pool: Annotated[int | None, typer.Option(help="Candidates that a query is ranked among (embedding); 1000 unless given.")] = None,
     floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.99,
     max_drop: Annotated[float | None, typer.Option(help="Instead of --floor: most the metric may drop, absolute.")] = None,
     confidence: Annotated[float, typer.Option(help="Of the one-sided bound.")] = 0.95,
@@ -58,16 +61,19 @@ def slim(
     from lightformers.bundle import load
     from lightformers.tasks import from_data
 
-    columns = {
+    options = {
         "text": text,
         "text_pair": text_pair,
         "label": label,
         "query": query,
         "document": document,
+        "image": image,
         "group": group,
+        "metric": metric,
+        "pool": pool,
     }
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    asked = from_data(task, data, bundle=bundle, seed=seed, **{k: v for k, v in columns.items() if v})
+    asked = from_data(task, data, bundle=bundle, seed=seed, **options)
     run(bundle, asked, json_, floor=floor, goal=goal, out=out, restart=restart, dry_run=dry_run, **settings)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from lightformers import memory
 from lightformers.bundle import Bundle, Encoded, Example
 from lightformers.errors import MissingExtra, ModelError, UserError
 from lightformers.files import read_json
@@ -112,6 +113,7 @@ class OpenVINORunner:
         """Free the compiled graph and its requests."""
         self.requests = []
         self.compiled = self.model = None
+        memory.release()
 
 
 def _import() -> Any:

@@ -84,7 +84,7 @@ def race(
     built: dict[str, runners.Runner] = {}
     for name, deploy in deploys(session.settings.batch).items():
         session.progress.trying(f"racing: {name}")
-        built[name] = runners.build(session.bundle, deploy, session.calibration(deploy.calibration))
+        built[name] = session.runner(session.bundle, deploy)
     built["chosen"] = chosen
     calls: dict[str, Callable[[], Any]] = {n: call(r, load, session.task.reduce) for n, r in built.items()}
     if encode := encoder(session.bundle):

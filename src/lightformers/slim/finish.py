@@ -16,7 +16,7 @@ from lightformers.bundle import Bundle, Example
 from lightformers.errors import UserError
 from lightformers.slim import plan, search
 from lightformers.slim.baseline import call, deployed_size
-from lightformers.slim.session import Session, cores, interval_dict, runtime
+from lightformers.slim.session import Session, interval_dict
 from lightformers.slim.space import Cut, steps_of
 from lightformers.stats import interval
 from lightformers.steps import Deploy, Recipe, Run, Step, fields_of
@@ -33,74 +33,6 @@ class Finalist:
     recipe: Recipe
     bundle: Bundle
     record: dict[str, Any]
-
-
-def deploys(session: Session) -> list[Deploy]:
-    """How a result may be run: precisions, batch shapes and streams that are worth measuring on this machine."""
-    batch, goal = session.settings.batch, session.settings.goal
-    if goal == "latency":
-        shapes: list[dict[str, Any]] = [{"batching": "sorted", "batch_size": batch}]
-    else:
-        # Batches are filled to a budget of padded tokens: short texts ride in larger batches than `batch`.
-        shapes = [{"batching": "sorted", "batch_size": 8 * batch, "max_tokens": n} for n in (1024, 2048)]
-    if runtime() == "openvino":
-        streams = [1] if goal == "latency" or cores() < 2 else [cores(), 1]
-        precisions = ["int8", "bf16"] if goal != "size" else ["int8"]
-        return [
-            Deploy("openvino", precision, streams=n, threads=None if n == 1 else 1, **shape)  # type: ignore[arg-type]
-            for precision in precisions
-            for shape in shapes
-            for n in streams
-        ]
-    options = [Deploy(precision="bf16", **shape) for shape in shapes]
-    if _packs(session):
-        options.append(Deploy(precision="bf16", batching="packed", batch_size=8 * batch, max_tokens=4096))
-    return options
-
-
-def _packs(session: Session) -> bool:
-    """Whether this family can run without padding; the packed runner refuses by name where it can't."""
-    try:
-        runners.build(session.bundle, Deploy(precision="bf16", batching="packed")).close()
-    except UserError:
-        return False
-    return True
-
-
-def choose_deploy(session: Session, load: Sequence[Example]) -> Deploy:
-    """Near-free wins: runtime, precision, streams, batching. Measured on the original, interleaved.
-
-    Among those within a tenth of the fastest the smallest is taken, since noise decides no more between them.
-    """
-
-    def make() -> dict[str, Any]:
-        options = deploys(session)
-        built: dict[str, runners.Runner] = {}
-        first: dict[str, Any] = {}
-        for deploy in options:
-            session.progress.trying(f"runtime: {deploy}")
-            known = first.get(deploy.precision)
-            if known is not None and deploy.runtime == "openvino":
-                built[str(deploy)] = known.again(deploy)
-            else:
-                built[str(deploy)] = runners.build(session.bundle, deploy, session.calibration(8))
-                first[deploy.precision] = built[str(deploy)]
-        try:
-            calls = {n: call(r, load, session.task.reduce) for n, r in built.items()}
-            first_look = measure.compare(calls, rounds=1, warmup=1)
-            limit = 1.3 * min(t.min for t in first_look.values())
-            calls = {n: c for n, c in calls.items() if first_look[n].min <= limit}
-            timings = measure.compare(calls, rounds=4, warmup=0)
-        finally:
-            for runner in built.values():
-                runner.close()
-            gc.collect()
-        fastest = min(t.median for t in timings.values())
-        close = [d for d in options if str(d) in timings and timings[str(d)].median <= 1.1 * fastest]
-        best = min(close, key=lambda d: (deployed_size(session.bundle, d), timings[str(d)].median))
-        return {"best": fields_of(best), "seconds": {n: t.median for n, t in timings.items()}}
-
-    return Deploy(**session.store.once("deploy", make)["best"])
 
 
 def finalists(
@@ -163,20 +95,19 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
         for finalist in candidates:
             for precision in _precisions(finalist.recipe.deploy):
                 deploy = dataclasses.replace(finalist.recipe.deploy, precision=precision)
-                name = f"{finalist.name}, {precision}"
-                session.progress.trying(f"finalist: {name}")
-                built[name] = runners.build(finalist.bundle, deploy, session.calibration(deploy.calibration))
-                known = _baseline(session, precision) if finalist.name == UNCUT else None
-                if known is None:
-                    scores = session.store.scores(
-                        search.slug(f"final-{name}"),
-                        partial(session.task.evaluate, built[name], "search"),
-                        session.task.metric,
-                    )
-                    known = interval_dict(session.compare(scores, "search"))
-                record = finalist.record | {"ratio": known["estimate"], "ratio_interval": known}
-                scored.append(Finalist(name, Recipe(finalist.recipe.steps, deploy), finalist.bundle, record))
-                if known["estimate"] >= search.target(session, [record]):
+                one = dataclasses.replace(
+                    finalist,
+                    name=f"{finalist.name}, {precision}",
+                    recipe=Recipe(finalist.recipe.steps, deploy),
+                )
+                known = _known(session, deploy) if finalist.name == UNCUT else None
+                if not (known and session.brief and any(_able(session, f) for f in scored)):
+                    session.progress.trying(f"finalist: {one.name}")
+                    built[one.name] = deliver(session, one)
+                known = known or _found(session, one, built[one.name])
+                one.record = finalist.record | known
+                scored.append(one)
+                if _able(session, one):
                     break
         session.progress.trying("finalists, interleaved")
         if session.settings.goal == "latency":
@@ -193,7 +124,8 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
             runner.close()
         gc.collect()
     for finalist in scored:
-        finalist.record["seconds_load"] = seconds[finalist.name]
+        if finalist.name in seconds:
+            finalist.record["seconds_load"] = seconds[finalist.name]
         finalist.record["size_bytes"] = deployed_size(finalist.bundle, finalist.recipe.deploy)
     cost = "size_bytes" if session.settings.goal == "size" else "seconds_load"
     goal = search.target(session, [f.record for f in scored])
@@ -201,10 +133,36 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
     return able + sorted((f for f in scored if f.record["ratio"] < goal), key=lambda f: -f.record["ratio"])
 
 
-def _baseline(session: Session, precision: str) -> dict[str, float] | None:
-    """What the baselines have shown of the original in this precision of OpenVINO."""
-    rows = session.store.get("baselines") or []
-    return next((r["ratio"] for r in rows if str(r["deploy"]).startswith(f"openvino {precision}")), None)
+def _able(session: Session, finalist: Finalist) -> bool:
+    return bool(finalist.record["ratio"] >= search.target(session, [finalist.record]))
+
+
+def _found(session: Session, finalist: Finalist, runner: runners.Runner) -> dict[str, Any]:
+    """The quality of a finalist on the search split, run as it would be delivered."""
+    scores = session.store.scores(
+        search.slug(f"final-{finalist.name}"),
+        partial(session.task.evaluate, runner, "search"),
+        session.task.metric,
+    )
+    ratio = session.compare(scores, "search")
+    return {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio)}
+
+
+def _known(session: Session, deploy: Deploy) -> dict[str, Any] | None:
+    """What baselines and near-free wins have shown of the original under this deploy, or None."""
+    rows = [
+        r
+        for r in session.store.get("baselines") or []
+        if str(r["deploy"]).startswith(f"openvino {deploy.precision}")
+    ]
+    seconds = (session.store.get("deploy") or {}).get("seconds", {}).get(str(deploy))
+    if not rows or seconds is None or session.settings.goal == "latency":
+        return None
+    return {
+        "ratio": rows[0]["ratio"]["estimate"],
+        "ratio_interval": rows[0]["ratio"],
+        "seconds_load": seconds,
+    }
 
 
 def _precisions(deploy: Deploy) -> list[Any]:
@@ -213,11 +171,16 @@ def _precisions(deploy: Deploy) -> list[Any]:
     )
 
 
-def deliver(session: Session, finalist: Finalist, folder: Path) -> runners.Runner:
-    """Export a finalist and open what was written: what is verified is what the user gets.
+def delivered(session: Session, finalist: Finalist) -> Path:
+    return session.store.folder / "delivered" / search.slug(finalist.name)
 
-    What an earlier run delivered whole is opened as it stands.
+
+def deliver(session: Session, finalist: Finalist) -> runners.Runner:
+    """Export a finalist and open what was written: what is scored and verified is what the user gets.
+
+    What was delivered whole before is opened as it stands.
     """
+    folder = delivered(session, finalist)
     deploy = finalist.recipe.deploy
     openvino = deploy.runtime == "openvino"
     if not (folder / ("openvino/deploy.json" if openvino else "config.json")).is_file():
@@ -240,10 +203,9 @@ def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.
     """
     confidences = plan.confidences(session.settings.confidence, min(len(ranked), len(plan.SPENDING)))
     tried: list[tuple[Finalist, dict[str, Any]]] = []
-    for attempt, (finalist, confidence) in enumerate(zip(ranked, confidences)):
+    for finalist, confidence in zip(ranked, confidences):
         session.progress.trying(f"verifying {finalist.name} on data the search never saw")
-        folder = session.store.folder / "delivered" / str(attempt)
-        runner = deliver(session, finalist, folder)
+        runner = deliver(session, finalist)
         scores = session.store.scores(
             search.slug(f"verified-{finalist.name}"),
             partial(session.task.evaluate, runner, "verify"),
@@ -255,7 +217,7 @@ def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.
             "ratio": interval_dict(bound),
             "quality": interval_dict(interval(scores, session.settings.confidence)),
             "confidence": confidence,
-            "folder": str(folder),
+            "folder": str(delivered(session, finalist)),
         }
         tried.append((finalist, outcome))
         session.progress.log(
@@ -266,7 +228,7 @@ def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.
             return finalist, runner, outcome
         runner.close()
     finalist, outcome = max(tried, key=lambda t: t[1]["ratio"]["bound"])
-    return finalist, deliver(session, finalist, Path(str(outcome["folder"]))), outcome
+    return finalist, deliver(session, finalist), outcome
 
 
 def control(session: Session, seconds: float, labels: bool) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def _state(session: Session, bundle: Bundle, load: Sequence[Example], name: str)
     if bundle is not session.bundle:
         scores = session.score(bundle, session.brisk, "search", f"step-{name}")
         ratio = session.compare(scores, "search").estimate
-    runner = runners.build(bundle, session.brisk)
+    runner = session.runner(bundle, session.brisk)
     try:
         timing = measure.compare({"it": lambda: runner(list(load), session.task.reduce)}, rounds=3, warmup=1)[
             "it"

@@ -19,7 +19,7 @@ from lightformers.errors import Interrupted, UserError
 from lightformers.export import card
 from lightformers.files import read_json
 from lightformers.runners import Runner
-from lightformers.slim import baseline, finish, handover, report, search
+from lightformers.slim import baseline, finish, handover, near_free, report, search
 from lightformers.slim.preflight import Preflight, check, to_dict
 from lightformers.slim.progress import Progress
 from lightformers.slim.session import Session, interval_dict
@@ -130,7 +130,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     load = baseline.workload(session, store.once("seconds_per_batch", lambda: pre.seconds_per_batch))
 
     progress.phase("near-free wins")
-    deploy = finish.choose_deploy(session, load)
+    deploy = near_free.choose(session, load)
     progress.log(f"fastest way to run the original: {deploy}")
 
     progress.phase("search")

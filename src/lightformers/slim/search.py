@@ -158,7 +158,7 @@ def recoveries(
     current: list[dict[str, Any]] = []
     for number, rung in enumerate((plan.Rung(**r) for r in rounds), start=1):
         if number == 1:
-            chosen = plan.spread(worth, rung.count, plan.HOPELESS if rung.seconds < plan.SHORT else 0.0)
+            chosen = plan.spread(worth, rung.count, plan.hopeless(max(training, 1.0)))
         else:
             chosen = plan.promote(
                 [t for t in current if t["state"] == "complete"],

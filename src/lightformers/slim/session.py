@@ -38,6 +38,7 @@ class Session:
     progress: Progress
     deadline: float
     warnings: list[str] = field(default_factory=list)
+    _graphs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def left(self) -> float:
         """Seconds until the budget is spent."""
@@ -67,11 +68,21 @@ class Session:
     def calibration(self, n: int = 24) -> Sequence[Example]:
         return self.task.calibration(n, seed=self.settings.seed)
 
+    def runner(self, bundle: Bundle, deploy: Deploy) -> runners.Runner:
+        """`bundle` run as `deploy`. The original is converted (and quantized) once for each precision."""
+        if bundle is not self.bundle or deploy.runtime != "openvino":
+            return runners.build(bundle, deploy, self.calibration(deploy.calibration))
+        if deploy.precision not in self._graphs:
+            self._graphs[deploy.precision] = runners.build(
+                bundle, deploy, self.calibration(deploy.calibration)
+            )
+        return self._graphs[deploy.precision].again(deploy)
+
     def score(self, bundle: Bundle, deploy: Deploy, split: str, key: str, limit: int | None = None) -> Scores:
         """Per-example scores of `bundle` run as `deploy`; kept on disk under `key`."""
 
         def evaluate() -> Scores:
-            runner = runners.build(bundle, deploy, self.calibration(deploy.calibration))
+            runner = self.runner(bundle, deploy)
             try:
                 return self.task.evaluate(runner, split, limit)
             finally:

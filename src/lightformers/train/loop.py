@@ -13,9 +13,10 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from lightformers import memory
 from lightformers.bundle import Batch
 from lightformers.errors import UserError
-from lightformers.train import memory, optim
+from lightformers.train import optim
 from lightformers.train.attention import quick_attention
 from lightformers.train.schedules import Schedule, factor
 from lightformers.train.state import TrainState

@@ -1,0 +1,76 @@
+"""Near-free wins: runtime, precision, streams and batching, measured on the original."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from typing import Any
+
+from lightformers import measure, runners
+from lightformers.bundle import Example
+from lightformers.errors import UserError
+from lightformers.slim.baseline import call, deployed_size
+from lightformers.slim.session import Session, cores, runtime
+from lightformers.steps import Deploy, fields_of
+
+
+def deploys(session: Session) -> list[Deploy]:
+    """How a result may be run: precisions, batch shapes and streams that are worth measuring on this machine."""
+    batch, goal = session.settings.batch, session.settings.goal
+    if goal == "latency":
+        shapes: list[dict[str, Any]] = [{"batching": "sorted", "batch_size": batch}]
+    else:
+        # Batches are filled to a budget of padded tokens: short texts ride in larger batches than `batch`.
+        shapes = [{"batching": "sorted", "batch_size": 8 * batch, "max_tokens": n} for n in (1024, 2048)]
+    if runtime() == "openvino":
+        streams = [1] if goal == "latency" or cores() < 2 else [cores()] if session.brief else [cores(), 1]
+        precisions = ["int8", "bf16"] if goal != "size" else ["int8"]
+        return [
+            Deploy("openvino", precision, streams=n, threads=None if n == 1 else 1, **shape)  # type: ignore[arg-type]
+            for precision in precisions
+            for shape in shapes
+            for n in streams
+        ]
+    options = [Deploy(precision="bf16", **shape) for shape in shapes]
+    if _packs(session):
+        options.append(Deploy(precision="bf16", batching="packed", batch_size=8 * batch, max_tokens=4096))
+    return options
+
+
+def _packs(session: Session) -> bool:
+    """Whether this family can run without padding; the packed runner refuses by name where it can't."""
+    try:
+        runners.build(session.bundle, Deploy(precision="bf16", batching="packed")).close()
+    except UserError:
+        return False
+    return True
+
+
+def choose(session: Session, load: Sequence[Example]) -> Deploy:
+    """Near-free wins: runtime, precision, streams, batching. Measured on the original, interleaved.
+
+    Among those within a tenth of the fastest the smallest is taken, since noise decides no more between them.
+    """
+
+    def make() -> dict[str, Any]:
+        options = deploys(session)
+        built: dict[str, runners.Runner] = {}
+        for deploy in options:
+            session.progress.trying(f"runtime: {deploy}")
+            built[str(deploy)] = session.runner(session.bundle, deploy)
+        try:
+            calls = {n: call(r, load, session.task.reduce) for n, r in built.items()}
+            first_look = measure.compare(calls, rounds=1, warmup=1)
+            limit = 1.3 * min(t.min for t in first_look.values())
+            calls = {n: c for n, c in calls.items() if first_look[n].min <= limit}
+            timings = measure.compare(calls, rounds=4, warmup=0)
+        finally:
+            for runner in built.values():
+                runner.close()
+            gc.collect()
+        fastest = min(t.median for t in timings.values())
+        close = [d for d in options if str(d) in timings and timings[str(d)].median <= 1.1 * fastest]
+        best = min(close, key=lambda d: (deployed_size(session.bundle, d), timings[str(d)].median))
+        return {"best": fields_of(best), "seconds": {n: t.median for n, t in timings.items()}}
+
+    return Deploy(**session.store.once("deploy", make)["best"])
