@@ -1,5 +1,7 @@
+import gc
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -180,3 +182,13 @@ def test_nothing_is_posted_or_printed():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=240)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_closing_frees_the_requests():
+    pytest.importorskip("openvino")
+    runner = build(bundle(), Deploy("openvino", batch_size=2, streams=2))
+    runner(texts(), per_example)
+    kept = [weakref.ref(r) for r in runner.requests]
+    runner.close()
+    gc.collect()
+    assert [r() for r in kept] == [None] * 3

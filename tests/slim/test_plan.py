@@ -51,8 +51,15 @@ def test_pareto_and_spread():
     frontier = plan.pareto(points)
     assert [p["predicted_ms"] for p in frontier] == [1, 2, 4, 8]
     chosen = plan.spread(points, 2)
-    assert len(chosen) == 2 and all(p in frontier for p in chosen)
+    assert len(chosen) == 2 and all(p in frontier for p in chosen) and chosen[0] == frontier[0]
     assert plan.spread(points, 10) == frontier
+
+
+def test_little_training_tries_only_what_moved_little():
+    points = [{"predicted_ms": m, "distance": d} for m, d in ((1, 0.6), (2, 0.2), (3, 0.09), (4, 0.0))]
+    kept = [len(plan.recoverable(points, seconds)) for seconds in (30, 150, 900, 3600, 9000)]
+    assert kept == [2, 2, 3, 4, 4]
+    assert plan.recoverable([], 100) == []
 
 
 @pytest.mark.parametrize("tests", [1, 2, 3, 4])

@@ -63,30 +63,33 @@ class OpenVINORunner:
         deploy = self.deploy
         batches = plan(lengths, deploy.batching, deploy.batch_size, deploy.max_tokens, self.padded_length)
         results: list[Any] = [None] * len(batches)
-        done: queue.SimpleQueue = queue.SimpleQueue()
-        free = list(self.requests)
-        running: dict[int, Any] = {}
+        done: queue.SimpleQueue[int] = queue.SimpleQueue()
+        free = list(range(len(self.requests)))
+        running: dict[int, tuple[int, Any]] = {}
 
         def collect() -> None:
-            k, request, batch = done.get()
-            request.wait()  # raises here what went wrong in the stream
-            running.pop(k)
-            results[k] = reduce(self._take(request), batch)
-            free.append(request)
+            place = done.get()
+            self.requests[place].wait()  # raises here what went wrong in the stream
+            k, batch = running.pop(place)
+            results[k] = reduce(self._take(self.requests[place]), batch)
+            free.append(place)
 
         try:
             for k, indices in enumerate(batches):
                 batch = self._pad([encoded[i] for i in indices])
                 if not free:
                     collect()
-                request = free.pop()
-                request.set_callback(lambda item: done.put(item), (k, request, batch))
-                running[k] = request
-                request.start_async(self._feed(batch), share_inputs=True)
+                place = free.pop()
+                # what a callback is given lives as long as the request: the request itself would never be freed
+                self.requests[place].set_callback(done.put, place)
+                running[place] = (k, batch)
+                self.requests[place].start_async(self._feed(batch), share_inputs=True)
             while running:
                 collect()
         except BaseException:
-            for request in self.requests:  # waited for, not cancelled: cancelling can lock up with the callbacks
+            for (
+                request
+            ) in self.requests:  # waited for, not cancelled: cancelling can lock up with the callbacks
                 with contextlib.suppress(RuntimeError):
                     request.wait()
             raise

@@ -42,8 +42,8 @@ def finalists(
     goal = search.target(session, trials)
     able = sorted((t for t in trials if t["ratio"] >= goal), key=lambda t: t["predicted_ms"])
     near = sorted((t for t in trials if t["ratio"] < goal), key=lambda t: -t["ratio"])
-    if session.brief and able:
-        near = []  # barely trained ones; each would take as long to score as an able one
+    if session.brief:  # each takes as long to score as an able one
+        near = [] if able else near[:1]
     found = []
     for trial in [*able, *near][:FINALISTS]:
         cut = Cut(**trial["cut"])

@@ -9,12 +9,12 @@ from typing import Any
 #: How the loss that is left falls with training time: as time to minus this power. An assumption, not measured; it only
 #: decides which candidates are trained on, never what is claimed of them.
 SHRINK = 0.4
-#: Share of the range of costs, from the cheapest cut on, that is not tried when all training takes SHORT seconds or
-#: less; none is left out from LONG on. Measured on MiniLM at the short end (a cut to 55 % of the time of a pass was
-#: still at 0.94 of its quality after 78 s), assumed in between.
-HOPELESS, SHORT, LONG = 0.7, 150.0, 3600.0
+#: How far untrained outputs may have moved, as a share of the farthest that any cut moves them, for a cut to be tried:
+#: NEAR where all training takes SHORT seconds or less, no limit from LONG on. Measured on MiniLM at the short end (0.16
+#: came back within a minute, 0.4 was still at 0.95 of its quality after two), assumed in between.
+NEAR, SHORT, LONG = 0.16, 150.0, 3600.0
 #: Seconds of training under which a first round tells nothing.
-LEAST = 20.0
+LEAST = 45.0
 #: Share of the confidence that each verification may spend, first to last: stepping back is a repeated test.
 SPENDING = (0.8, 0.1, 0.05, 0.05)
 
@@ -65,24 +65,22 @@ def promote(trials: list[dict[str, Any]], count: int, target: float, seconds: fl
     return (able + rest)[:count]
 
 
-def hopeless(training: float) -> float:
-    """The share of the range of costs to leave out at the cheap end, for `training` seconds in all."""
-    return HOPELESS * (1 - min(max(math.log(training / SHORT) / math.log(LONG / SHORT), 0.0), 1.0))
+def recoverable(points: list[dict[str, Any]], training: float) -> list[dict[str, Any]]:
+    """The points whose outputs have not moved too far for `training` seconds in all to bring them back."""
+    share = min(max(math.log(training / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)
+    limit = NEAR ** (1 - share) * max((p["distance"] for p in points), default=0.0)
+    return [p for p in points if p["distance"] <= limit]
 
 
-def spread(points: list[dict[str, Any]], count: int, start: float = 0.0) -> list[dict[str, Any]]:
-    """`count` points of the (predicted_ms, distance) frontier, evenly spread in the logarithm of their cost.
-
-    start: share of that range to leave out at the cheap end, where little training brings nothing back.
-    """
+def spread(points: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` points of the (predicted_ms, distance) frontier from the cheapest on, evenly in the logarithm of their cost."""
     frontier = pareto(points)
     if len(frontier) <= count:
         return frontier
     low, high = math.log(frontier[0]["predicted_ms"]), math.log(frontier[-1]["predicted_ms"])
-    low += start * (high - low)
     chosen: list[dict[str, Any]] = []
     for i in range(count):
-        wanted = low + (high - low) * (i + 0.5) / count
+        wanted = low + (high - low) * i / count
         rest = [p for p in frontier if p not in chosen]
         chosen.append(min(rest, key=lambda p: abs(math.log(p["predicted_ms"]) - wanted)))
     return chosen

@@ -18,6 +18,7 @@ import numpy as np
 
 from lightformers import measure, runners
 from lightformers.bundle import Bundle, Example
+from lightformers.compress.distill import common
 from lightformers.compress.prune import leave_out
 from lightformers.errors import UserError
 from lightformers.files import replacing
@@ -151,14 +152,23 @@ def recoveries(
     overhead: seconds that building and scoring a candidate takes.
     """
     whole = max(p["predicted_ms"] for p in points)
-    worth = [p for p in points if p["predicted_ms"] < 0.95 * whole]
+    worth = plan.recoverable(points, max(training, 1.0))
+    worth = [p for p in worth if p["predicted_ms"] < 0.95 * whole]
+    if training > 0 and worth:  # tokenizing is nobody's training time
+        session.progress.trying("tokenizing what recovery learns from")
+        common.feed(
+            session.bundle,
+            session.task,
+            Run(seed=session.settings.seed, use_labels=session.settings.use_labels),
+            None,
+        )
     rounds = session.store.once(
         "rungs", lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)), overhead)]
     )
     current: list[dict[str, Any]] = []
     for number, rung in enumerate((plan.Rung(**r) for r in rounds), start=1):
         if number == 1:
-            chosen = plan.spread(worth, rung.count, plan.hopeless(max(training, 1.0)))
+            chosen = plan.spread(worth, rung.count)
         else:
             chosen = plan.promote(
                 [t for t in current if t["state"] == "complete"],

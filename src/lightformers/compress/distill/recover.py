@@ -51,16 +51,17 @@ class Recover:
     train_embeddings: whether word embeddings are trained; None: only if their width differs from the teacher's.
     max_tokens: padded tokens in a batch; None: 4096, for language models 1024.
 
-    What is known of the defaults: MiniLM with blocks 0, 2, 4, 5 of six, docstring-to-code retrieval among 600,
-    120,000 tokens of training; MRR over the original's on 600 unseen pairs (plus or minus 0.033, one seed each) and
-    cosine to its vectors: lr 1.2e-4 1.015, 0.904; 2.5e-4 0.998, 0.902; 5e-4 0.991, 0.884; similarity=1 at 5e-4
-    0.931, 0.842; with batches of 2048: 2.5e-4 1.018, 0.909; 5e-4 0.988, 0.892; 1e-3 0.940, 0.852.
+    What is known of the defaults (MiniLM, docstring-to-code retrieval, one seed each; MRR over the original's on unseen
+    pairs, plus or minus 0.02 to 0.033). Blocks 0, 2, 4, 5 of six, 120,000 tokens: lr 1.2e-4 1.015, 2.5e-4 0.998, 5e-4
+    0.991; similarity=1 at 5e-4 0.931. Six blocks with half their channels, 150,000 tokens: 6e-5 0.991, 2.5e-4 0.985.
+    Five blocks with 3/4: 6e-5 1.003, 2.5e-4 0.988. Five blocks with half, 300,000 tokens: 6e-5 0.990, 1.2e-4 0.990,
+    2.5e-4 0.987.
 
     Raises ModelError without a teacher or for a bundle without a known task, `train.Diverged` where the loss is not
     finite. Out of memory stays RuntimeError.
     """
 
-    lr: float = 2.5e-4
+    lr: float = 1.2e-4
     epochs: float = 3.0
     seconds: float | None = None
     share: float = 1.0
