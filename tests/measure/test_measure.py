@@ -96,6 +96,14 @@ def test_throughput_counts_real_tokens():
     }
 
 
+def test_latencies_are_taken_in_turn_on_each_example():
+    seen = []
+    calls = {n: (lambda e, n=n: seen.append((n, e["text"]))) for n in ("a", "b")}
+    found = measure.latencies(calls, [{"text": "x"}, {"text": "y"}], warmup=0)
+    assert seen == [("a", "x"), ("b", "x"), ("a", "y"), ("b", "y")]
+    assert {n: len(t.seconds) for n, t in found.items()} == {"a": 2, "b": 2}
+
+
 def test_latency_runs_every_example_alone():
     seen = []
     timing = measure.latency(

@@ -57,8 +57,8 @@ def test_pareto_and_spread():
 
 def test_little_training_tries_only_what_moved_little():
     points = [{"predicted_ms": m, "distance": d} for m, d in ((1, 0.6), (2, 0.2), (3, 0.09), (4, 0.0))]
-    kept = [len(plan.recoverable(points, seconds)) for seconds in (30, 150, 900, 3600, 9000)]
-    assert kept == [2, 2, 3, 4, 4]
+    kept = [len(plan.recoverable(points, passes)) for passes in (30, 100, 1500, 6000, 9000)]
+    assert kept == [1, 1, 3, 4, 4]
     assert plan.recoverable([], 100) == []
 
 

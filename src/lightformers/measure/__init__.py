@@ -8,7 +8,7 @@ from lightformers.measure.peaks import Peaks, peaks
 from lightformers.measure.profile import profile, profile_openvino
 from lightformers.measure.resources import flops, peak_memory, size_on_disk
 from lightformers.measure.timing import Timing, compare, paired
-from lightformers.measure.workload import Workload, latency, throughput, time_runners
+from lightformers.measure.workload import Workload, latencies, latency, throughput, time_runners
 
 __all__ = [
     "Peaks",
@@ -16,6 +16,7 @@ __all__ = [
     "Workload",
     "compare",
     "flops",
+    "latencies",
     "latency",
     "machine",
     "machine_fingerprint",

@@ -56,8 +56,20 @@ def throughput(timing: Timing, workload: Workload, runner: Runner | None = None)
 
 def latency(runner: Runner, examples: Sequence[Example], reduce: Reduce, warmup: int = 1) -> Timing:
     """Seconds of each example alone (batch 1), tokenization included. Every length is met untimed before."""
-    seconds: list[float] = []
+    return latencies({"one": partial(_alone, runner, reduce)}, examples, warmup)["one"]
+
+
+def latencies(
+    calls: Mapping[str, Callable[[Example], object]], examples: Sequence[Example], warmup: int = 1
+) -> dict[str, Timing]:
+    """Seconds of each example alone, all calls in turn on each example: the timings are paired by example."""
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
     for example in examples:
-        timing = compare({"one": partial(runner, [example], reduce)}, rounds=1, warmup=warmup)["one"]
-        seconds += timing.seconds
-    return Timing(tuple(seconds))
+        found = compare({n: partial(c, example) for n, c in calls.items()}, rounds=1, warmup=warmup)
+        for name, timing in found.items():
+            seconds[name] += timing.seconds
+    return {name: Timing(tuple(s)) for name, s in seconds.items()}
+
+
+def _alone(runner: Runner, reduce: Reduce, example: Example) -> object:
+    return runner([example], reduce)

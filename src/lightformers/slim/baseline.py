@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lightformers.steps import Deploy
 EAGER = "eager fp32, arrival order"
 ENCODE = "SentenceTransformer.encode"
 INT8 = "OpenVINO + NNCF int8, sorted"
-LATENCY_EXAMPLES = 12
+LATENCY_EXAMPLES = 24
 QUALITY_EXAMPLES, FEW = 400, 200
 QUICK = 3.0  # what takes less than this many times the delivered model's time is raced in more rounds
 
@@ -25,7 +26,8 @@ QUICK = 3.0  # what takes less than this many times the delivered model's time i
 @dataclass(frozen=True)
 class Race:
     """What one interleaved run of everybody found: seconds of a pass over `examples`, how many times faster the
-    delivered model ("chosen") is than each, paired, and milliseconds of one example alone."""
+    delivered model ("chosen") is than each, paired (of single examples where latency is the goal), and milliseconds of
+    one example alone."""
 
     examples: int
     seconds: Mapping[str, float]
@@ -99,15 +101,27 @@ def race(
         session.progress.trying("the quick ones again, in more rounds")
         again = measure.compare(quick, rounds=quick_rounds, warmup=0)
         speedups |= {n: measure.paired(t, again["chosen"]) for n, t in again.items() if n != "chosen"}
-        few = list(load)[:LATENCY_EXAMPLES]
-        latencies = {n: 1000 * measure.latency(r, few, session.task.reduce).median for n, r in built.items()}
+        session.progress.trying("one example at a time")
+        singles: dict[str, Callable[[Example], object]] = {
+            n: partial(_alone, r, session.task.reduce) for n, r in built.items()
+        }
+        if encode:
+            singles[ENCODE] = lambda e: encode([e["text"]], 1)
+        alone = measure.latencies(singles, list(load)[:LATENCY_EXAMPLES])
+        if session.settings.goal == "latency":
+            speedups = {n: measure.paired(t, alone["chosen"]) for n, t in alone.items() if n != "chosen"}
     finally:
         for name, runner in built.items():
             if name != "chosen":
                 runner.close()
         gc.collect()
     seconds = {n: t.median for n, t in (timings | again).items()}
+    latencies = {n: 1000 * t.median for n, t in alone.items()}
     return Race(len(load), seconds, {n: _speedup(v) for n, v in speedups.items()}, latencies)
+
+
+def _alone(runner: runners.Runner, reduce: Any, example: Example) -> object:
+    return runner([example], reduce)
 
 
 def _speedup(value: Interval) -> dict[str, float]:

@@ -49,7 +49,7 @@ def finalists(
         cut = Cut(**trial["cut"])
         bundle = search.student(session, cut, order)
         search.load_weights(bundle, search.checkpoint(session, trial["name"], trial["rung"]))
-        step = search.recovery(trial["seconds"])
+        step = search.recovery(session, trial["seconds"])
         size, done = bundle.parameters, {"step": type(step).__name__, "parameters": fields_of(step)}
         bundle.history.append(done | {"size_before": size, "size_after": size, "seconds": trial["seconds"]})
         steps: list[Step] = [*steps_of(cut, len(order), order), step]
@@ -246,7 +246,7 @@ def control(session: Session, seconds: float, labels: bool) -> dict[str, Any]:
             teacher=session.bundle, seed=session.settings.seed, seconds=used, use_labels=labels,
             progress=lambda e: session.progress.training(**e),
         )  # fmt: skip
-        model = search.recovery(used).apply(model, session.task, run)
+        model = search.recovery(session, used).apply(model, session.task, run)
     scores = session.score(model, session.brisk, split, f"control-{'labels' if labels else 'free'}")
     ratio = session.compare(scores, split)
     note = (

@@ -10,9 +10,10 @@ from typing import Any
 #: decides which candidates are trained on, never what is claimed of them.
 SHRINK = 0.4
 #: How far untrained outputs may have moved, as a share of the farthest that any cut moves them, for a cut to be tried:
-#: NEAR where all training takes SHORT seconds or less, no limit from LONG on. Measured on MiniLM at the short end (0.16
-#: came back within a minute, 0.4 was still at 0.95 of its quality after two), assumed in between.
-NEAR, SHORT, LONG = 0.16, 150.0, 3600.0
+#: NEAR where all training has time for SHORT passes of the original over a batch or fewer, no limit from LONG on.
+#: Measured on MiniLM at the short end (with time for 90 passes 0.11 came back to 0.987, with 250 0.16 to 1.0 and 0.2 to
+#: 0.98 and 0.4 to 0.95), assumed in between.
+NEAR, SHORT, LONG = 0.1, 100.0, 6000.0
 #: Seconds of training under which a first round tells nothing.
 LEAST = 45.0
 #: Share of the confidence that each verification may spend, first to last: stepping back is a repeated test.
@@ -65,9 +66,9 @@ def promote(trials: list[dict[str, Any]], count: int, target: float, seconds: fl
     return (able + rest)[:count]
 
 
-def recoverable(points: list[dict[str, Any]], training: float) -> list[dict[str, Any]]:
-    """The points whose outputs have not moved too far for `training` seconds in all to bring them back."""
-    share = min(max(math.log(training / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)
+def recoverable(points: list[dict[str, Any]], passes: float) -> list[dict[str, Any]]:
+    """The points whose outputs have not moved too far to be brought back in the time of `passes` passes over a batch."""
+    share = min(max(math.log(max(passes, 1.0) / SHORT) / math.log(LONG / SHORT), 0.0), 1.0)
     limit = NEAR ** (1 - share) * max((p["distance"] for p in points), default=0.0)
     return [p for p in points if p["distance"] <= limit]
 

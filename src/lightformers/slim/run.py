@@ -142,7 +142,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.phase("recovery")
     training = store.once("training", lambda: _training_seconds(session, pre, len(points)))
     overhead = store.once("overhead", lambda: 5 + BRISK * _share(pre, "search") * pre.seconds_exact)
-    trials = search.recoveries(session, points, order, training, overhead)
+    trials = search.recoveries(session, points, order, training, overhead, pre.seconds_per_batch)
 
     progress.phase("verification")
     ranked = finish.rank(session, finish.finalists(session, trials, order, deploy), load)
@@ -161,7 +161,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
 
 
 #: What a candidate takes to score, against eager fp32; and seconds for conversions, the race, export and reloading.
-BRISK, DELIVER = 0.35, 130.0
+BRISK, DELIVER = 0.35, 110.0
 
 
 def _share(pre: Preflight, split: str) -> float:
@@ -231,6 +231,7 @@ def _describe(
             "recipe": [{"step": type(s).__name__, "parameters": fields_of(s)} for s in chosen.recipe.steps],
             "deploy": fields_of(chosen.recipe.deploy),
             "speedups": dict(race.speedups),
+            "speedups_of": "latency" if settings.goal == "latency" else "throughput",
         },
         "steps": handover.step_costs(session, chosen, Path(outcome["folder"]), load),
         "layers": {"before": measure.profile(bundle, batch), "after": measure.profile(chosen.bundle, small)},

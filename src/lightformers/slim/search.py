@@ -29,6 +29,7 @@ from lightformers.steps import Deploy, Recipe, Run
 
 SIGNAL_EXAMPLES = 48
 ENUMERATED = 64  # spaces up to this size are tried whole
+BRIEF_LENGTH = 128  # tokens that training texts are cut to in a run of minutes
 CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
 
 
@@ -145,14 +146,19 @@ def cheap(
 
 
 def recoveries(
-    session: Session, points: list[dict[str, Any]], order: tuple[int, ...], training: float, overhead: float
+    session: Session,
+    points: list[dict[str, Any]],
+    order: tuple[int, ...],
+    training: float,
+    overhead: float,
+    batch: float,
 ) -> list[dict[str, Any]]:
     """Train the frontier in rungs within `training` seconds; returns the latest record of each candidate.
 
-    overhead: seconds that building and scoring a candidate takes.
+    overhead: seconds that building and scoring a candidate takes. batch: seconds of a batch of the original.
     """
     whole = max(p["predicted_ms"] for p in points)
-    worth = plan.recoverable(points, max(training, 1.0))
+    worth = plan.recoverable(points, training / batch)
     worth = [p for p in worth if p["predicted_ms"] < 0.95 * whole]
     if training > 0 and worth:  # tokenizing is nobody's training time
         session.progress.trying("tokenizing what recovery learns from")
@@ -160,7 +166,7 @@ def recoveries(
             session.bundle,
             session.task,
             Run(seed=session.settings.seed, use_labels=session.settings.use_labels),
-            None,
+            length=recovery(session, training).length,
         )
     rounds = session.store.once(
         "rungs", lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)), overhead)]
@@ -210,7 +216,7 @@ def recover(
                 teacher=session.bundle, seed=session.settings.seed, seconds=seconds,
                 use_labels=session.settings.use_labels, progress=lambda e: session.progress.training(**e),
             )  # fmt: skip
-            model = recovery(seconds).apply(model, session.task, run)
+            model = recovery(session, seconds).apply(model, session.task, run)
             save_weights(model, checkpoint(session, name, rung))
             scores = session.score(model, session.brisk, "search", f"{slug(name)}-{rung}")
             ratio = session.compare(scores, "search")
@@ -228,11 +234,11 @@ def recover(
     return session.store.trial(name, rung) or {}
 
 
-def recovery(seconds: float) -> Any:
+def recovery(session: Session, seconds: float) -> Any:
     """The recovery step of the search; `seconds` stand in the recipe, so that a replay trains as long."""
     from lightformers.compress import Recover
 
-    return Recover(seconds=seconds)
+    return Recover(seconds=seconds, length=BRIEF_LENGTH if session.brief else None)
 
 
 def slug(name: str) -> str:

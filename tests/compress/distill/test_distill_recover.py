@@ -6,7 +6,7 @@ import pytest
 import torch
 from distill_models import WORDS, World, bundle, cut, tokenizer
 
-from lightformers.compress.distill import Recover, targets
+from lightformers.compress.distill import Recover, common, targets
 from lightformers.errors import ModelError, UserError
 from lightformers.steps import Run, Stage
 
@@ -288,3 +288,10 @@ def test_a_training_step_asks_the_teacher_through_openvino():
         asked.rows(batch)
     assert asked._runner.deploy.runtime == "openvino"
     asked.close()
+
+
+def test_training_texts_are_cut_and_the_bundle_is_not():
+    mine, world, run = bundle("embedding"), World("embedding"), Run(dtype="fp32")
+    whole, short = common.feed(mine, world, run), common.feed(mine, world, run, length=4)
+    assert short.lengths.max() == 4 < whole.lengths.max() <= (mine.max_length or 99)
+    assert common.feed(mine, world, run, length=10_000).lengths.tolist() == whole.lengths.tolist()

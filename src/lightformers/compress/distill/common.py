@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -67,8 +68,13 @@ def shared(run: Run, share: float, seconds: float | None = None) -> Run:
     )
 
 
-def feed(bundle: Bundle, task: Any, run: Run, max_tokens: int | None) -> Feed:
-    """The task's training examples as batches; encoded once where neither labels nor masks are drawn per batch."""
+def feed(
+    bundle: Bundle, task: Any, run: Run, max_tokens: int | None = None, length: int | None = None
+) -> Feed:
+    """The task's training examples as batches; encoded once where neither labels nor masks are drawn per batch.
+
+    length: cut texts to so many tokens, where they are encoded once.
+    """
     examples: list[Example] = task.training_examples(run.use_labels)
     if not examples:
         raise DataError("the train split is empty: give more data")
@@ -89,7 +95,9 @@ def feed(bundle: Bundle, task: Any, run: Run, max_tokens: int | None) -> Feed:
         return Feed(
             examples, lambda items, seed: task.collate(bundle, items, seed), lengths, limit, seed=run.seed
         )
-    items = _ENCODED(bundle.processor, _key(bundle, task, False), lambda: bundle.encode(examples))
+    shortest = min(n for n in (length, bundle.max_length, sys.maxsize) if n)
+    short = bundle if length is None else dataclasses.replace(bundle, max_length=shortest)
+    items = _ENCODED(bundle.processor, _key(short, task, False), lambda: short.encode(examples))
     lengths = np.array([bundle.length(e) for e in items])
     return Feed(items, lambda items, _: bundle.pad(items), lengths, limit, seed=run.seed)
 
