@@ -45,12 +45,6 @@ class OpenVINORunner:
     def __call__(self, examples: Sequence[Example], reduce: Any) -> list:
         return self.run(self.encode(examples), reduce)
 
-    def again(self, deploy: Deploy) -> OpenVINORunner:
-        """The same graph compiled for another deploy of the same precision: nothing is converted or quantized anew."""
-        if deploy.precision != self.deploy.precision:
-            raise UserError("another precision needs another graph: build a runner for it")
-        return OpenVINORunner(self.model, self.bundle, deploy)
-
     def padded_length(self, length: int) -> int:
         """The length a batch is padded to."""
         while length in self.awkward:

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightformers import measure, runners
+from lightformers import measure, memory, runners
 from lightformers.bundle import Bundle, Example
 from lightformers.slim.session import Session, installed, interval_dict, limited, runtime
 from lightformers.stats import Interval, interval
@@ -83,6 +83,7 @@ def race(
     What is not far slower than the delivered model is timed again in more rounds, still interleaved, because its
     ratios are the ones that matter.
     """
+    memory.release()
     built: dict[str, runners.Runner] = {}
     for name, deploy in deploys(session.settings.batch).items():
         session.progress.trying(f"racing: {name}")

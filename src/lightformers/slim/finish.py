@@ -101,7 +101,11 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
                     recipe=Recipe(finalist.recipe.steps, deploy),
                 )
                 known = _known(session, deploy) if finalist.name == UNCUT else None
-                if not (known and session.brief and any(_able(session, f) for f in scored)):
+                if known and session.brief and any(_able(session, f) for f in scored):
+                    built[one.name] = session.runner(
+                        session.bundle, deploy
+                    )  # as quick as it would be delivered
+                else:
                     session.progress.trying(f"finalist: {one.name}")
                     built[one.name] = deliver(session, one)
                 known = known or _found(session, one, built[one.name])
@@ -124,8 +128,7 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
             runner.close()
         gc.collect()
     for finalist in scored:
-        if finalist.name in seconds:
-            finalist.record["seconds_load"] = seconds[finalist.name]
+        finalist.record["seconds_load"] = seconds[finalist.name]
         finalist.record["size_bytes"] = deployed_size(finalist.bundle, finalist.recipe.deploy)
     cost = "size_bytes" if session.settings.goal == "size" else "seconds_load"
     goal = search.target(session, [f.record for f in scored])
@@ -149,20 +152,10 @@ def _found(session: Session, finalist: Finalist, runner: runners.Runner) -> dict
 
 
 def _known(session: Session, deploy: Deploy) -> dict[str, Any] | None:
-    """What baselines and near-free wins have shown of the original under this deploy, or None."""
-    rows = [
-        r
-        for r in session.store.get("baselines") or []
-        if str(r["deploy"]).startswith(f"openvino {deploy.precision}")
-    ]
-    seconds = (session.store.get("deploy") or {}).get("seconds", {}).get(str(deploy))
-    if not rows or seconds is None or session.settings.goal == "latency":
-        return None
-    return {
-        "ratio": rows[0]["ratio"]["estimate"],
-        "ratio_interval": rows[0]["ratio"],
-        "seconds_load": seconds,
-    }
+    """What the baselines have shown of the original's quality in this precision, or None."""
+    start = f"openvino {deploy.precision}"
+    rows = [r["ratio"] for r in session.store.get("baselines") or [] if str(r["deploy"]).startswith(start)]
+    return {"ratio": rows[0]["estimate"], "ratio_interval": rows[0]} if rows and rows[0] else None
 
 
 def _precisions(deploy: Deploy) -> list[Any]:

@@ -72,11 +72,13 @@ class Session:
         """`bundle` run as `deploy`. The original is converted (and quantized) once for each precision."""
         if bundle is not self.bundle or deploy.runtime != "openvino":
             return runners.build(bundle, deploy, self.calibration(deploy.calibration))
-        if deploy.precision not in self._graphs:
-            self._graphs[deploy.precision] = runners.build(
-                bundle, deploy, self.calibration(deploy.calibration)
-            )
-        return self._graphs[deploy.precision].again(deploy)
+        from lightformers.runners.openvino_runner import OpenVINORunner, build_openvino
+
+        if deploy.precision in self._graphs:
+            return OpenVINORunner(self._graphs[deploy.precision], bundle, deploy)
+        runner = build_openvino(bundle, deploy, self.calibration(deploy.calibration))
+        self._graphs[deploy.precision] = runner.model
+        return runner
 
     def score(self, bundle: Bundle, deploy: Deploy, split: str, key: str, limit: int | None = None) -> Scores:
         """Per-example scores of `bundle` run as `deploy`; kept on disk under `key`."""
