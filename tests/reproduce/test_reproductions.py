@@ -13,9 +13,11 @@ from lightformers.loading import packaged_model
 from lightformers.reproduce import Finding, common, llm_int8
 
 NEEDS = {
+    "bct": ("trec", "sst2"),
     "essential-sparsity": ("trec", "sst2"),
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
+    "llm-fp4": ("sts", "ag_news"),
     "llm-int8": ("tinyshakespeare",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
 }  # fmt: skip
@@ -37,8 +39,10 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         for cell in row.values():
             assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
     check = {
+        "bct": eight_times_smaller,
         "essential-sparsity": zeros_stay,
         "idt5": trimming_is_exact,
+        "llm-fp4": four_bits,
         "llm-int8": planting,
         "minilm": relations,
     }
@@ -69,6 +73,19 @@ def planting(made: Finding) -> None:
     error = f"error of a product, {outliers}"
     assert rows["absmax"][error]["mean"] > 3 * rows["absmax+split"][error]["mean"]
     assert rows["absmax"][error]["mean"] > rows["vector-wise"][error]["mean"]
+
+
+def eight_times_smaller(made: Finding) -> None:
+    sizes = {row["arm"]: row["times_smaller"] for row in made.table}
+    assert sizes["fp32"] == 1 and 7.5 < sizes["4/8 bits, blocks of 64"] < 8
+
+
+def four_bits(made: Finding) -> None:
+    cosine = {row["arm"]: row["cosine to fp32"]["mean"] for row in made.table}
+    paper = cosine["searched floats, a power of two per channel"]
+    assert cosine["int4, largest value per row and per tensor"] < paper < cosine["fp32"] == 1
+    layers = made.settings["formats chosen, layers over all seeds"]
+    assert sum(n for name, n in layers.items() if name.startswith("weights")) == 2 * 6
 
 
 def relations(made: Finding) -> None:
