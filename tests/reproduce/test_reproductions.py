@@ -19,6 +19,8 @@ NEEDS = {
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
     "llm-fp4": ("sts", "ag_news"),
     "llm-int8": ("tinyshakespeare",),
+    "quantizable-transformers": ("tinyshakespeare",),
+    "teacher-intervention": ("trec",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
 }  # fmt: skip
 
@@ -45,6 +47,8 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "llm-fp4": four_bits,
         "llm-int8": planting,
         "minilm": relations,
+        "quantizable-transformers": rounding_costs,
+        "teacher-intervention": both_are_ternary,
     }
     check[slug](made)
 
@@ -78,6 +82,22 @@ def planting(made: Finding) -> None:
 def eight_times_smaller(made: Finding) -> None:
     sizes = {row["arm"]: row["times_smaller"] for row in made.table}
     assert sizes["fp32"] == 1 and 7.5 < sizes["4/8 bits, blocks of 64"] < 8
+
+
+def both_are_ternary(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert set(rows) == {"teacher", "plain distillation", "gradual intervention"}
+    assert all(
+        rows[a]["hidden states, 100 texts"]["mean"] > 0
+        for a in ("plain distillation", "gradual intervention")
+    )
+
+
+def rounding_costs(made: Finding) -> None:
+    for row in made.table:
+        assert row["kurtosis"]["mean"] > 0 and row["largest magnitude"]["mean"] > 0
+        assert abs(row["loss above fp32, 8 bits"]["mean"]) < 0.1
+        assert row["probabilities of exactly 0"]["mean"] == pytest.approx(0, abs=1e-4)
 
 
 def four_bits(made: Finding) -> None:

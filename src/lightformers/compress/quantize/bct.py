@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers import anatomy
+from lightformers.anatomy.find import host
 from lightformers.bundle import Bundle
 from lightformers.compress.layers import linears
 from lightformers.compress.quantize import lookup
@@ -105,7 +106,7 @@ class BlockwiseQuantize:
             if "norms" in self.operators:
                 new |= {p: self._norm(model, p) for p in _norms(found)}
         if "softmax" in self.operators:
-            check(model, {p: anatomy.get(model, p) for p in _attentions(found)})
+            check(host(model)[1], {p: anatomy.get(model, p) for p in _attentions(found)})
         if not new and "softmax" not in self.operators:
             raise ModelError(f"this {found.family} model has nothing of {', '.join(self.operators)}")
         if found.tied and new.keys() & {found.head, found.embeddings}:
@@ -114,7 +115,7 @@ class BlockwiseQuantize:
             anatomy.surgery.replace(model, path, module)
         if "softmax" in self.operators:
             flow = self._flow().args
-            use(model, AttentionSettings(table=True, operands=flow, weights=flow))
+            use(host(model)[1], AttentionSettings(table=True, operands=flow, weights=flow))
         return bundle
 
     def _flow(self) -> ActivationQuantizer:

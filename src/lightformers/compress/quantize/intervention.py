@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers import anatomy
+from lightformers.anatomy.find import host
 from lightformers.errors import ModelError
 from lightformers.parts.attention.interface import AttentionSettings, check, use, watched
 
@@ -71,16 +72,17 @@ class Watch:
                     f"{block.attention.path} projects queries, keys and values in one: a teacher cannot intervene "
                     "in one of them alone"
                 )
-        check(model, {a.path: anatomy.get(model, a.path) for a in self._attentions()})
+        self.owner: Any = host(model)[1]
+        check(self.owner, {a.path: anatomy.get(model, a.path) for a in self._attentions()})
 
     def _attentions(self) -> list[Any]:
         return [b.attention for b in self.found.blocks]
 
     def __enter__(self) -> Watch:
-        old = self.model.config._attn_implementation  # type: ignore[union-attr]
-        use(self.model, self.settings)
+        old = self.owner.config._attn_implementation
+        use(self.owner, self.settings)
         if self.settings is None:
-            self._stack.callback(self.model.set_attn_implementation, old)  # type: ignore[arg-type]
+            self._stack.callback(self.owner.set_attn_implementation, old)
         modules = [anatomy.get(self.model, a.path) for a in self._attentions()]
         self.taps = self._stack.enter_context(watched(*modules))
         for i, block in enumerate(self.found.blocks):
