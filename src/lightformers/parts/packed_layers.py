@@ -163,7 +163,8 @@ class PackedEmbedding(nn.Module):
     ) -> PackedEmbedding:  # fmt: skip
         """From levels (rows, width) of the format and their steps."""
         name = str(dtype).removeprefix("torch.")
-        made = cls(*levels.shape, form, block, power_of_two, None, name, levels.device)
+        rows, width = levels.shape
+        made = cls(rows, width, form, block, power_of_two, None, name, levels.device)
         made.matrix.fill(levels, step)
         made.output = None if output is None else output.to(levels.device)
         return made

@@ -64,7 +64,7 @@ class Decoder(nn.Module):
     def __init__(self, symbols: int, fields: dict[str, Any]) -> None:
         super().__init__()
         self.words, self.positions = nn.Embedding(symbols, _WIDTH), nn.Embedding(_LENGTH, _WIDTH)
-        self.blocks = nn.ModuleList(Block(fields) for _ in range(_DEPTH))
+        self.blocks: Any = nn.ModuleList(Block(fields) for _ in range(_DEPTH))
         self.norm, self.head = nn.LayerNorm(_WIDTH), nn.Linear(_WIDTH, symbols)
         for table in (self.words, self.positions):
             nn.init.normal_(table.weight, std=0.02)

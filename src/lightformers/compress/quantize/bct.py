@@ -64,7 +64,8 @@ class BlockwiseQuantize:
     The card's design choices: blocks of 64 x 64 and 1 x 64 (the paper's size is not known to us), steps of
     activations found anew in every forward. Deviations: probabilities get blocks with their own steps instead of the
     fixed 1/256, which would round rows of more than 512 equal keys to nothing; they are signed like all else; sums
-    over blocks and the inverse root of norms are floats; 8-bit float intermediates are not built. A table shared by
+    over blocks and the inverse root of norms are floats; 8-bit float intermediates are not built; poolers stay
+    floats. A table shared by
     several modules (t5's) and the embeddings of images stay floats.
     """
 

@@ -152,7 +152,7 @@ class Watch:
         trace = Trace(
             [_there(t.scores) for t in self.taps], [t.hidden for t in self.taps],
             [_there(t.probabilities) for t in self.taps], [_there(t.context) for t in self.taps],
-            *([self._kept[name, i] for i in count] for name in ("raw", "after")),
+            [self._kept["raw", i] for i in count], [self._kept["after", i] for i in count],
             [self._kept["hidden", i] for i in range(len(self.taps) + 1)],
         )  # fmt: skip
         self._kept.clear()

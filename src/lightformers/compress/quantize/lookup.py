@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
 from lightformers import anatomy
@@ -32,9 +34,9 @@ def tables(model: nn.Module) -> tuple[str, ...]:
 
 def untie(model: nn.Module) -> None:
     """Say in the config that head and word embedding are two things from now on, each with its own numbers."""
-    config = getattr(host(model)[1], "config", None)
+    config: Any = getattr(host(model)[1], "config", None)
     for part in (config, getattr(config, "text_config", None)):
-        if getattr(part, "tie_word_embeddings", False):
+        if part is not None and getattr(part, "tie_word_embeddings", False):
             part.tie_word_embeddings = False
 
 

@@ -116,7 +116,8 @@ class TeacherIntervention:
         )
 
     def _latent(self, model: nn.Module) -> dict[str, nn.Module]:
-        found, made = anatomy.of(model), {}
+        found = anatomy.of(model)
+        made: dict[str, nn.Module] = {}
         for path in linears(found):
             weight, bias = anatomy.linear(model, path)
             if not bool(torch.isfinite(weight).all()):
@@ -124,7 +125,7 @@ class TeacherIntervention:
             made[path] = LatentLinear(weight, bias, self.weights, "matrix", self.clip, self._reader())
         tables = [p for p in lookup.tables(model) if p == found.embeddings] if self.embeddings else []
         for path in tables:
-            made[path] = LatentEmbedding(anatomy.get(model, path).weight, self.weights, self.clip)  # type: ignore[arg-type, assignment]
+            made[path] = LatentEmbedding(anatomy.get(model, path).weight, self.weights, self.clip)  # type: ignore[arg-type]
         return made
 
     def settings(self) -> AttentionSettings | None:
