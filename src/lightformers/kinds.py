@@ -68,4 +68,7 @@ KINDS: dict[str, Kind] = {
     "identity": Kind("0.1.0", "torch.nn.modules.linear", "Identity", lambda m: {}, lambda cls: cls()),
     "low_rank": Kind("0.1.0", "lightformers.parts.low_rank", "LowRankLinear"),
     "int8_linear": Kind("0.1.0", "lightformers.parts.int8", "Int8Linear"),
+    "packed_linear": Kind("0.1.0", "lightformers.parts.packed_layers", "PackedLinear"),
+    "packed_embedding": Kind("0.1.0", "lightformers.parts.packed_layers", "PackedEmbedding"),
+    "quantized_norm": Kind("0.1.0", "lightformers.parts.quantized_norm", "QuantizedNorm"),
 }  # fmt: skip

@@ -21,6 +21,7 @@ from lightformers import __version__
 from lightformers.errors import ModelError
 from lightformers.files import read_json, replacing, write_json
 from lightformers.kinds import KINDS
+from lightformers.parts.attention.interface import ATTRIBUTE, AttentionSettings, use
 
 FILE = "lightformers.json"
 WEIGHTS = "model.safetensors"
@@ -36,9 +37,10 @@ class Structure:
     removed: list[str] = field(default_factory=list)
     buffers: list[str] = field(default_factory=list)
     was: dict[str, str] = field(default_factory=dict)
+    attention: dict[str, Any] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.modules or self.attributes or self.removed or self.buffers)
+        return bool(self.modules or self.attributes or self.removed or self.buffers or self.attention)
 
     def reasons(self) -> list[str]:
         """Each difference in plain words."""
@@ -48,6 +50,7 @@ class Structure:
         ]
         out += [f"{path} is gone; the config builds it" for path in self.removed]
         out += [f"buffer {name} is not what the config gives" for name in self.buffers]
+        out += ["the attention is not the plain one of transformers"] if self.attention else []
         if not out:
             out = [
                 f"{path} has other sizes ({_words(a)}) than the config gives"
@@ -63,7 +66,7 @@ def _words(what: Mapping[str, Any]) -> str:
 
 def structure(model: nn.Module) -> Structure:
     """How `model` differs from what its config builds. Raises ModelError where no manifest could say it."""
-    found = Structure()
+    found = Structure(attention=dict(getattr(model.config, ATTRIBUTE, None) or {}))
     reference = _skeleton(_model_class(type(model).__name__, model), model.config)
     _compare(reference, model, "", found)
     held = dict(reference.named_buffers())
@@ -177,6 +180,7 @@ def write_manifest(model: Any, folder: str | Path) -> Structure:
             "removed": found.removed,
             "buffers": found.buffers,
             "tied": tied,
+            **({"attention": found.attention} if found.attention else {}),
         },
     )
     return found
@@ -230,6 +234,8 @@ def build_from_manifest(folder: str | Path, config: Any) -> nn.Module:
         for alias, name in manifest["tied"].items():
             owner, _, leaf = alias.rpartition(".")
             setattr(model.get_submodule(owner), leaf, model.get_parameter(name))
+        if attention := manifest.get("attention"):
+            use(model, AttentionSettings(**attention))
     except (KeyError, AttributeError, TypeError, RuntimeError, OSError) as error:
         raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}") from error
     model.tie_weights()  # type: ignore[operator]

@@ -13,10 +13,14 @@ from lightformers.loading import packaged_model
 from lightformers.reproduce import Finding, common, llm_int8
 
 NEEDS = {
+    "bct": ("trec", "sst2"),
     "essential-sparsity": ("trec", "sst2"),
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
+    "llm-fp4": ("sts", "ag_news"),
     "llm-int8": ("tinyshakespeare",),
+    "quantizable-transformers": ("tinyshakespeare",),
+    "teacher-intervention": ("trec",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
 }  # fmt: skip
 
@@ -37,10 +41,14 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         for cell in row.values():
             assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
     check = {
+        "bct": eight_times_smaller,
         "essential-sparsity": zeros_stay,
         "idt5": trimming_is_exact,
+        "llm-fp4": four_bits,
         "llm-int8": planting,
         "minilm": relations,
+        "quantizable-transformers": rounding_costs,
+        "teacher-intervention": both_are_ternary,
     }
     check[slug](made)
 
@@ -69,6 +77,35 @@ def planting(made: Finding) -> None:
     error = f"error of a product, {outliers}"
     assert rows["absmax"][error]["mean"] > 3 * rows["absmax+split"][error]["mean"]
     assert rows["absmax"][error]["mean"] > rows["vector-wise"][error]["mean"]
+
+
+def eight_times_smaller(made: Finding) -> None:
+    sizes = {row["arm"]: row["times_smaller"] for row in made.table}
+    assert sizes["fp32"] == 1 and 7.3 < sizes["4/8 bits, blocks of 64"] < 8
+
+
+def both_are_ternary(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert set(rows) == {"teacher", "plain distillation", "gradual intervention"}
+    assert all(
+        rows[a]["hidden states, 100 texts"]["mean"] > 0
+        for a in ("plain distillation", "gradual intervention")
+    )
+
+
+def rounding_costs(made: Finding) -> None:
+    for row in made.table:
+        assert row["kurtosis"]["mean"] > 0 and row["largest magnitude"]["mean"] > 0
+        assert abs(row["loss above fp32, 8 bits"]["mean"]) < 0.1
+        assert row["probabilities of exactly 0"]["mean"] == pytest.approx(0, abs=1e-4)
+
+
+def four_bits(made: Finding) -> None:
+    cosine = {row["arm"]: row["cosine to fp32"]["mean"] for row in made.table}
+    paper = cosine["searched floats, a power of two per channel"]
+    assert cosine["int4, largest value per row and per tensor"] < paper < cosine["fp32"] == 1
+    layers = made.settings["formats chosen, layers over all seeds"]
+    assert sum(n for name, n in layers.items() if name.startswith("weights")) == 2 * 6
 
 
 def relations(made: Finding) -> None:

@@ -16,6 +16,9 @@ _STEPS = {
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
+    "FloatQuantize": "lightformers.compress.quantize.llm_fp4",
+    "BlockwiseQuantize": "lightformers.compress.quantize.bct",
+    "TeacherIntervention": "lightformers.compress.quantize.teacher_intervention",
     "TrimVocabulary": "lightformers.compress.vocabulary",
     "MiniLM": "lightformers.compress.distill",
     "Recover": "lightformers.compress.distill",
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
     from lightformers.compress.prune.essential_sparsity import EssentialSparsity
     from lightformers.compress.prune.heads import PruneHeads
     from lightformers.compress.prune.width import PruneWidth
+    from lightformers.compress.quantize.bct import BlockwiseQuantize
+    from lightformers.compress.quantize.llm_fp4 import FloatQuantize
     from lightformers.compress.quantize.llm_int8 import LLMInt8
+    from lightformers.compress.quantize.teacher_intervention import TeacherIntervention
     from lightformers.compress.vocabulary import TrimVocabulary
 
 

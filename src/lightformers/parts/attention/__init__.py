@@ -1,0 +1,1 @@
+"""Attentions that are not plain softmax, run inside unchanged models through transformers' attention interface."""
