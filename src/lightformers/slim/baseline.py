@@ -18,7 +18,7 @@ from lightformers.steps import Deploy
 EAGER = "eager fp32, arrival order"
 ENCODE = "SentenceTransformer.encode"
 INT8 = "OpenVINO + NNCF int8, sorted"
-LATENCY_EXAMPLES = 24
+LATENCY_EXAMPLES, FEW_ALONE = 24, 8
 QUALITY_EXAMPLES, FEW = 400, 200
 QUICK = 3.0  # what takes less than this many times the delivered model's time is raced in more rounds
 
@@ -108,7 +108,8 @@ def race(
         }
         if encode:
             singles[ENCODE] = lambda e: encode([e["text"]], 1)
-        alone = measure.latencies(singles, list(load)[:LATENCY_EXAMPLES])
+        brief = session.brief and session.settings.goal != "latency"
+        alone = measure.latencies(singles, list(load)[: FEW_ALONE if brief else LATENCY_EXAMPLES])
         if session.settings.goal == "latency":
             speedups = {n: measure.paired(t, alone["chosen"]) for n, t in alone.items() if n != "chosen"}
     finally:

@@ -160,8 +160,9 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     return _deliver(session, described, chosen, runner, outcome)
 
 
-#: What a candidate takes to score, against eager fp32; and seconds for conversions, the race, export and reloading.
-BRISK, DELIVER = 0.35, 110.0
+#: What a candidate takes to score, as a share of eager fp32. Conversions, the race, export and reloading take FIXED
+#: seconds and DELIVER times what scoring the original takes, which tells how quick this machine is just now.
+BRISK, FIXED, DELIVER = 0.35, 45.0, 0.95
 
 
 def _share(pre: Preflight, split: str) -> float:
@@ -174,7 +175,8 @@ def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
         return 0.0
     # the original in full precision and one candidate on the verification split, finalists on the search split
     scored = pre.seconds_exact * ((1 + BRISK) * _share(pre, "verify") + BRISK * _share(pre, "search"))
-    left = max(session.left() - scored - DELIVER, 0.0)
+    deliver = FIXED + DELIVER * pre.seconds_exact
+    left = max(session.left() - scored - deliver, 0.0)
     return left * (
         0.6 if session.settings.use_labels else 0.93
     )  # the control of labels trains as long as the winner
