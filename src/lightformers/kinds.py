@@ -68,4 +68,6 @@ KINDS: dict[str, Kind] = {
     "identity": Kind("0.1.0", "torch.nn.modules.linear", "Identity", lambda m: {}, lambda cls: cls()),
     "low_rank": Kind("0.1.0", "lightformers.parts.low_rank", "LowRankLinear"),
     "int8_linear": Kind("0.1.0", "lightformers.parts.int8", "Int8Linear"),
+    "block_sparse_linear": Kind("0.1.0", "lightformers.parts.sparse", "BlockSparseLinear"),
+    "n_of_m_linear": Kind("0.1.0", "lightformers.parts.sparse", "NOfMLinear"),
 }  # fmt: skip

@@ -28,6 +28,9 @@ STEPS: dict[str, Step] = {
     "PruneWidth": compress.PruneWidth(keep=0.5),
     "LowRank": compress.LowRank(rank=6),
     "EssentialSparsity": compress.EssentialSparsity(sparsity=0.4),
+    "GradualMagnitude": compress.GradualMagnitude(sparsity=0.5, block=4),
+    "OptimalBertSurgeon": compress.OptimalBertSurgeon(sparsity=0.5, gradients=12, batch=1, fisher_block=16),
+    "PackSparse": compress.PackSparse(),
     "LLMInt8": compress.LLMInt8(),
     "TrimVocabulary": compress.TrimVocabulary(),
 }
@@ -35,7 +38,10 @@ STEPS: dict[str, Step] = {
 REFUSED = {
     ("TrimVocabulary", "vit"): "tokenizer",
     ("PruneWidth", "t5"): "share one hidden size",
+    **{("PackSparse", family): "sparse enough" for family in world.FAMILIES},  # nothing is pruned yet
 }
+#: Steps that look at no data.
+BLIND = ("EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8")
 QUIET = Run(dtype="fp32")
 
 
@@ -97,7 +103,7 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", [n for n in STEPS if n not in ("EssentialSparsity", "LLMInt8")])
+@pytest.mark.parametrize("name", [n for n in STEPS if n not in BLIND])
 def test_looking_at_data_needs_a_task(name: str, bundles: dict[str, Bundle]) -> None:
     with pytest.raises(UserError, match="task"):
         STEPS[name].apply(bundles["bert"].copy(), None, QUIET)

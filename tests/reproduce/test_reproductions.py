@@ -18,6 +18,7 @@ NEEDS = {
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
     "llm-int8": ("tinyshakespeare",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
+    "obert": ("trec",),
 }  # fmt: skip
 
 
@@ -41,6 +42,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "idt5": trimming_is_exact,
         "llm-int8": planting,
         "minilm": relations,
+        "obert": second_order,
     }
     check[slug](made)
 
@@ -75,6 +77,14 @@ def relations(made: Finding) -> None:
     assert {row["arm"] for row in made.table} >= {"attention + values", "hidden states", "no distillation"}
     for row in made.table:
         assert row["held-out attention KL"]["mean"] > 0 and row["held-out value KL"]["mean"] > 0
+
+
+def second_order(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() == {"dense", "second order", "magnitude"}
+    at_once = "loss, 90% at once"
+    assert rows["second order"][at_once]["values"] != rows["magnitude"][at_once]["values"]
+    assert rows["second order"]["accuracy, 90% in rounds"]["mean"] > 0
 
 
 def test_planted_outliers_change_nothing_but_the_activations() -> None:

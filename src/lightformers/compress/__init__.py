@@ -14,6 +14,9 @@ _STEPS = {
     "PruneHeads": "lightformers.compress.prune.heads",
     "PruneWidth": "lightformers.compress.prune.width",
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
+    "GradualMagnitude": "lightformers.compress.prune.gradual",
+    "OptimalBertSurgeon": "lightformers.compress.prune.obert",
+    "PackSparse": "lightformers.compress.prune.pack",
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
     "TrimVocabulary": "lightformers.compress.vocabulary",
@@ -28,7 +31,10 @@ if TYPE_CHECKING:
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
     from lightformers.compress.prune.essential_sparsity import EssentialSparsity
+    from lightformers.compress.prune.gradual import GradualMagnitude
     from lightformers.compress.prune.heads import PruneHeads
+    from lightformers.compress.prune.obert import OptimalBertSurgeon
+    from lightformers.compress.prune.pack import PackSparse
     from lightformers.compress.prune.width import PruneWidth
     from lightformers.compress.quantize.llm_int8 import LLMInt8
     from lightformers.compress.vocabulary import TrimVocabulary
