@@ -18,6 +18,7 @@ NEEDS = {
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
     "llm-int8": ("tinyshakespeare",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
+    "minitron": ("tinyshakespeare",),
     "obert": ("trec",),
 }  # fmt: skip
 
@@ -42,6 +43,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "idt5": trimming_is_exact,
         "llm-int8": planting,
         "minilm": relations,
+        "minitron": scratch_and_cut,
         "obert": second_order,
     }
     check[slug](made)
@@ -77,6 +79,13 @@ def relations(made: Finding) -> None:
     assert {row["arm"] for row in made.table} >= {"attention + values", "hidden states", "no distillation"}
     for row in made.table:
         assert row["held-out attention KL"]["mean"] > 0 and row["held-out value KL"]["mean"] > 0
+
+
+def scratch_and_cut(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() >= {"teacher", "scored cut + KL", "random cut + KL", "from scratch"}
+    assert all(row["loss after retraining"]["mean"] < 6 for row in made.table)
+    assert "width 96, 3 heads" in made.settings["small"]
 
 
 def second_order(made: Finding) -> None:

@@ -15,6 +15,8 @@ _STEPS = {
     "PruneWidth": "lightformers.compress.prune.width",
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
     "GradualMagnitude": "lightformers.compress.prune.gradual",
+    "Minitron": "lightformers.compress.prune.minitron",
+    "MinitronRetrain": "lightformers.compress.prune.minitron_retrain",
     "OptimalBertSurgeon": "lightformers.compress.prune.obert",
     "PackSparse": "lightformers.compress.prune.pack",
     "LowRank": "lightformers.compress.factorize.low_rank",
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from lightformers.compress.prune.essential_sparsity import EssentialSparsity
     from lightformers.compress.prune.gradual import GradualMagnitude
     from lightformers.compress.prune.heads import PruneHeads
+    from lightformers.compress.prune.minitron import Minitron
+    from lightformers.compress.prune.minitron_retrain import MinitronRetrain
     from lightformers.compress.prune.obert import OptimalBertSurgeon
     from lightformers.compress.prune.pack import PackSparse
     from lightformers.compress.prune.width import PruneWidth
