@@ -20,6 +20,7 @@ NEEDS = {
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
     "minitron": ("tinyshakespeare",),
     "obert": ("trec",),
+    "spdf": ("wikitext2_small", "tinyshakespeare"),
 }  # fmt: skip
 
 
@@ -45,6 +46,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "minilm": relations,
         "minitron": scratch_and_cut,
         "obert": second_order,
+        "spdf": flops_are_counted,
     }
     check[slug](made)
 
@@ -86,6 +88,13 @@ def scratch_and_cut(made: Finding) -> None:
     assert rows.keys() >= {"teacher", "scored cut + KL", "random cut + KL", "from scratch"}
     assert all(row["loss after retraining"]["mean"] < 6 for row in made.table)
     assert "width 96, 3 heads" in made.settings["small"]
+
+
+def flops_are_counted(made: Finding) -> None:
+    flops = made.settings["forward flops per token"]
+    assert flops["dense"] > 2 * flops["75 % masked"] > flops["dense"] / 2
+    rows = {row["arm"]: row for row in made.table}
+    assert rows["75 % masked, mask kept"]["loss on tables"] != rows["75 % masked"]["loss on tables"]
 
 
 def second_order(made: Finding) -> None:
