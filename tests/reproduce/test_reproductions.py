@@ -21,6 +21,7 @@ NEEDS = {
     "minitron": ("tinyshakespeare",),
     "obert": ("trec",),
     "spdf": ("wikitext2_small", "tinyshakespeare"),
+    "vtrans": ("trec",),
 }  # fmt: skip
 
 
@@ -47,6 +48,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "minitron": scratch_and_cut,
         "obert": second_order,
         "spdf": flops_are_counted,
+        "vtrans": budgets_are_held,
     }
     check[slug](made)
 
@@ -95,6 +97,12 @@ def flops_are_counted(made: Finding) -> None:
     assert flops["dense"] > 2 * flops["75 % masked"] > flops["dense"] / 2
     rows = {row["arm"]: row for row in made.table}
     assert rows["75 % masked, mask kept"]["loss on tables"] != rows["75 % masked"]["loss on tables"]
+
+
+def budgets_are_held(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert all(0.3 < rows[arm]["weights left"]["mean"] < 0.42 for arm in rows if arm != "dense")
+    assert rows.keys() >= {"gates and weights", "magnitude", "random"}
 
 
 def second_order(made: Finding) -> None:

@@ -20,6 +20,7 @@ _STEPS = {
     "OptimalBertSurgeon": "lightformers.compress.prune.obert",
     "PackSparse": "lightformers.compress.prune.pack",
     "SparsePretraining": "lightformers.compress.prune.spdf",
+    "VTrans": "lightformers.compress.prune.vtrans",
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
     "TrimVocabulary": "lightformers.compress.vocabulary",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lightformers.compress.prune.obert import OptimalBertSurgeon
     from lightformers.compress.prune.pack import PackSparse
     from lightformers.compress.prune.spdf import SparsePretraining
+    from lightformers.compress.prune.vtrans import VTrans
     from lightformers.compress.prune.width import PruneWidth
     from lightformers.compress.quantize.llm_int8 import LLMInt8
     from lightformers.compress.vocabulary import TrimVocabulary
