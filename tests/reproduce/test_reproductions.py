@@ -13,6 +13,7 @@ from lightformers.loading import packaged_model
 from lightformers.reproduce import Finding, common, llm_int8
 
 NEEDS = {
+    "axformer": ("trec",),
     "essential-sparsity": ("trec", "sst2"),
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
@@ -41,6 +42,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         for cell in row.values():
             assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
     check = {
+        "axformer": disjoint_sets,
         "essential-sparsity": zeros_stay,
         "idt5": trimming_is_exact,
         "llm-int8": planting,
@@ -103,6 +105,13 @@ def budgets_are_held(made: Finding) -> None:
     rows = {row["arm"]: row for row in made.table}
     assert all(0.3 < rows[arm]["weights left"]["mean"] < 0.42 for arm in rows if arm != "dense")
     assert rows.keys() >= {"gates and weights", "magnitude", "random"}
+
+
+def disjoint_sets(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows["whole"]["weights left"]["mean"] == 1.0 and rows["whole"]["parts removed"]["mean"] == 0
+    assert rows["pruned"]["weights left"]["mean"] <= 1.0
+    assert made.settings["data"]["search"] == 200
 
 
 def second_order(made: Finding) -> None:

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _STEPS = {
+    "AxFormer": "lightformers.compress.prune.axformer",
     "DropBlocks": "lightformers.compress.prune.blocks",
     "PruneChannels": "lightformers.compress.prune.channels",
     "PruneHeads": "lightformers.compress.prune.heads",
@@ -32,6 +33,7 @@ __all__ = sorted(_STEPS)
 if TYPE_CHECKING:
     from lightformers.compress.distill import MiniLM, Recover
     from lightformers.compress.factorize.low_rank import LowRank
+    from lightformers.compress.prune.axformer import AxFormer
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
     from lightformers.compress.prune.essential_sparsity import EssentialSparsity

@@ -183,8 +183,13 @@ def budget_loss(gone: Tensor, goal: float, multipliers: Tensor) -> Tensor:
     return first * (gone - goal) + second * (gone - goal).square()
 
 
-def cut(bundle: Bundle, task: Any, run: Run, where: Sites, learnt: nn.ModuleDict, round_to: int) -> None:
-    """Fold the gates into the weights, then remove what they closed, in place."""
+def cut(
+    bundle: Bundle, task: Any, run: Run, where: Sites, learnt: nn.ModuleDict, round_to: int, drop: bool = True
+) -> None:
+    """Fold the gates into the weights, then remove what they closed, in place.
+
+    drop: remove blocks of which nothing is left; in a post-norm model their norms go too, which changes the outputs.
+    """
     found = anatomy.of(bundle.model)
     multiple = _multiple(bundle, round_to)
     gates.fold(bundle.model, where, learnt)
@@ -196,9 +201,9 @@ def cut(bundle: Bundle, task: Any, run: Run, where: Sites, learnt: nn.ModuleDict
     places: list[int] = []
     for stack in found.stacks:
         own = [i for i, b in enumerate(found.blocks) if b.stack == stack.name]
-        left = [i for i in own if i not in gone] or own[:1]
+        left = own if stack.shared or not drop else [i for i in own if i not in gone] or own[:1]
         places += left
-        if len(left) < len(own) and not stack.shared:
+        if len(left) < len(own):
             DropBlocks(blocks=tuple(own.index(i) for i in left), stack=stack.name).apply(bundle, task, run)
     heads = {}
     for new, i in enumerate(places):
