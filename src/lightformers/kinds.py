@@ -69,5 +69,6 @@ KINDS: dict[str, Kind] = {
     "low_rank": Kind("0.1.0", "lightformers.parts.low_rank", "LowRankLinear"),
     "int8_linear": Kind("0.1.0", "lightformers.parts.int8", "Int8Linear"),
     "block_sparse_linear": Kind("0.1.0", "lightformers.parts.sparse", "BlockSparseLinear"),
+    "sparse_low_rank": Kind("0.1.0", "lightformers.parts.sparse_low_rank", "SparseLowRankLinear"),
     "n_of_m_linear": Kind("0.1.0", "lightformers.parts.sparse", "NOfMLinear"),
 }  # fmt: skip

@@ -162,7 +162,7 @@ def test_what_does_nothing_goes_first(variant: str) -> None:
             anatomy.linear(teacher.model, block.attention.o)[0].view(32, 4, 8)[:, ::2] = 0.0  # type: ignore[union-attr]
             anatomy.linear(teacher.model, block.feed_forward.down)[0][:, ::2] = 0.0  # type: ignore[union-attr]
     run = Run(teacher=teacher, tokens=16_000, dtype="fp32")
-    step = VTrans(0.5, variant, gate_lr=0.2, share=1.0, max_tokens=256, lr=1e-4, round_to=4)
+    step = VTrans(0.5, variant, gate_lr=0.3, share=1.0, max_tokens=256, lr=1e-4, round_to=4)
     made = Recipe([step]).apply(teacher, task, run)
     batch = teacher.collate(task.training_examples(False)[:16])
     goal, own = (b.module()(**batch.inputs)["embedding"].detach() for b in (teacher, made))

@@ -14,6 +14,7 @@ from lightformers.reproduce import Finding, common, llm_int8
 
 NEEDS = {
     "axformer": ("trec",),
+    "dsee": ("trec",),
     "essential-sparsity": ("trec", "sst2"),
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
@@ -43,6 +44,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
             assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
     check = {
         "axformer": disjoint_sets,
+        "dsee": equal_numbers,
         "essential-sparsity": zeros_stay,
         "idt5": trimming_is_exact,
         "llm-int8": planting,
@@ -112,6 +114,10 @@ def disjoint_sets(made: Finding) -> None:
     assert rows["whole"]["weights left"]["mean"] == 1.0 and rows["whole"]["parts removed"]["mean"] == 0
     assert rows["pruned"]["weights left"]["mean"] <= 1.0
     assert made.settings["data"]["search"] == 200
+
+
+def equal_numbers(made: Finding) -> None:
+    assert {row["trained"] for row in made.table} == {12 * 3072}
 
 
 def second_order(made: Finding) -> None:

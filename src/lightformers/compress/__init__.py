@@ -14,6 +14,7 @@ _STEPS = {
     "PruneChannels": "lightformers.compress.prune.channels",
     "PruneHeads": "lightformers.compress.prune.heads",
     "PruneWidth": "lightformers.compress.prune.width",
+    "DSEE": "lightformers.compress.prune.dsee",
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
     "GradualMagnitude": "lightformers.compress.prune.gradual",
     "Minitron": "lightformers.compress.prune.minitron",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from lightformers.compress.prune.axformer import AxFormer
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
+    from lightformers.compress.prune.dsee import DSEE
     from lightformers.compress.prune.essential_sparsity import EssentialSparsity
     from lightformers.compress.prune.gradual import GradualMagnitude
     from lightformers.compress.prune.heads import PruneHeads

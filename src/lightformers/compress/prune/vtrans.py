@@ -243,11 +243,13 @@ def _cut_hidden(
     """Cut the hidden size; returns whether heads went with it, because their size is hidden size / heads."""
     first = anatomy.of(bundle.model).blocks[0].attention
     assert first is not None
+    whole = max(1, count // first.head_dim)
     try:
-        anatomy.surgery.keep_width(bundle.model, best(scores, count))
-        return False
-    except ModelError:
-        count = max(1, count // first.head_dim)
-        chosen = {i: best(s, count) for i, (s, _, _) in heads.items()}
-        anatomy.surgery.keep_width(bundle.model, best(scores, count * first.head_dim), chosen)
+        chosen = {i: best(s, whole) for i, (s, _, _) in heads.items()}
+        anatomy.surgery.keep_width(bundle.model, best(scores, whole * first.head_dim), chosen)
         return True
+    except ModelError:
+        anatomy.surgery.keep_width(
+            bundle.model, best(scores, count)
+        )  # heads have a size of their own: all stay
+        return False
