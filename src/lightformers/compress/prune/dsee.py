@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,19 +24,17 @@ from lightformers.steps import Run, Stage
 
 Support = Literal["decompose", "magnitude", "random"]
 Score = Literal["update", "low-rank", "weight", "sum", "random"]
-#: The split behind "decompose": rounds, how much the rank grows in each, and what counts as zero.
-_ROUNDS, _GROW, _ZERO = 100, 5, 0.01
+#: The split behind "decompose": rounds, how much the rank grows in each, what counts as zero, and the share of the full
+#: rank at which it ends. 100 rounds come to 496 of 768 in a BERT-base; a small matrix would be of low rank altogether.
+_ROUNDS, _GROW, _ZERO, _RANKS = 100, 5, 0.01, 0.65
 
 
-def sparse_part(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """S of a split W ~ U V + S into low rank and sparse, by alternating QR steps with growing rank: (out, in) float32.
-
-    Ends early where the rank reaches that of the matrix: nothing sparse would be left beside it.
-    """
+def sparse_part(weight: Tensor, generator: torch.Generator, rounds: int = _ROUNDS) -> Tensor:
+    """S of a split W ~ U V + S into low rank and sparse, by alternating QR steps with growing rank: (out, in) float32."""
     w = weight.detach().float().cpu()
     right = torch.randn(1, w.shape[1], generator=generator)
     found = torch.zeros_like(w)
-    for _ in range(_ROUNDS):
+    for _ in range(rounds):
         sparse = torch.zeros_like(w)
         for _ in range(2):
             left = torch.linalg.qr((w - sparse) @ right.T).Q
@@ -45,7 +44,7 @@ def sparse_part(weight: Tensor, generator: torch.Generator) -> Tensor:
         if not bool(sparse.any()):
             break
         found = sparse
-        if len(right) + _GROW >= min(w.shape):
+        if len(right) + _GROW > _RANKS * min(w.shape):
             break
         error = w - left @ right - sparse
         right = torch.cat([right, torch.linalg.qr(error).R[:_GROW]])
@@ -79,7 +78,8 @@ class DSEE:
     before, after: epochs of tuning before and after the pruning, where the run has no budget (else halves of it).
     lr, share, seconds, max_tokens, warmup, weight_decay: as in `Recover`.
 
-    Deviations: a fused projection (gpt2) is updated as a whole, keys too; the pooler is not pruned; head coefficients with
+    Deviations: a fused projection (gpt2) is updated as a whole, keys too; the pooler is not pruned;
+    the split ends at 65 % of the full rank; head coefficients with
     an L1 penalty, whose weight is 0 in the published code, and the cut of feed-forward neurons are left out.
     """
 
@@ -178,11 +178,8 @@ class DSEE:
             return loss
 
         free = {id(p) for _, layer in updated(bundle.model) for p in layer.parameters()}
-        found = anatomy.of(bundle.model)
-        frozen_parts = [b.path for b in found.blocks] + [
-            p for s in found.stacks for p in (s.embeddings, s.positions, s.embedding_norm, s.final_norm) if p
-        ]
-        held = {id(p) for path in frozen_parts for p in _parameters(anatomy.get(bundle.model, path))}
+        trunk = _trunk(bundle.model)
+        held = {id(p) for n, p in trunk.named_parameters() if "pooler" not in n}
         frozen = [n for n, p in bundle.module().named_parameters() if id(p) in held and id(p) not in free]
         plan = common.Plan(self.lr, epochs, self.warmup, self.weight_decay)
         common.train(bundle, batches, objective, plan, run, started, frozen)
@@ -219,8 +216,13 @@ def updated(model: nn.Module) -> Iterator[tuple[str, SparseLowRankLinear]]:
             yield path, module
 
 
-def _parameters(piece: Any) -> list[nn.Parameter]:
-    return [piece] if isinstance(piece, nn.Parameter) else list(piece.parameters())
+def _trunk(model: nn.Module) -> nn.Module:
+    """The smallest module that holds embeddings and all blocks: the model without its task's head."""
+    found = anatomy.of(model)
+    paths = [b.path.split(".") for b in found.blocks]
+    paths += [p.split(".") for s in found.stacks for p in (s.embeddings, s.positions, s.final_norm) if p]
+    same = [names[0] for names in itertools.takewhile(lambda names: len(set(names)) == 1, zip(*paths))]
+    return anatomy.get(model, ".".join(same))
 
 
 @torch.no_grad()
