@@ -71,4 +71,7 @@ KINDS: dict[str, Kind] = {
     "packed_linear": Kind("0.1.0", "lightformers.parts.packed_layers", "PackedLinear"),
     "packed_embedding": Kind("0.1.0", "lightformers.parts.packed_layers", "PackedEmbedding"),
     "quantized_norm": Kind("0.1.0", "lightformers.parts.quantized_norm", "QuantizedNorm"),
+    "block_sparse_linear": Kind("0.1.0", "lightformers.parts.sparse", "BlockSparseLinear"),
+    "sparse_low_rank": Kind("0.1.0", "lightformers.parts.sparse_low_rank", "SparseLowRankLinear"),
+    "n_of_m_linear": Kind("0.1.0", "lightformers.parts.sparse", "NOfMLinear"),
 }  # fmt: skip

@@ -14,6 +14,8 @@ from lightformers.reproduce import Finding, common, llm_int8
 
 NEEDS = {
     "bct": ("trec", "sst2"),
+    "axformer": ("trec",),
+    "dsee": ("trec",),
     "essential-sparsity": ("trec", "sst2"),
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
@@ -22,6 +24,10 @@ NEEDS = {
     "quantizable-transformers": ("tinyshakespeare",),
     "teacher-intervention": ("trec",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
+    "minitron": ("tinyshakespeare",),
+    "obert": ("trec",),
+    "spdf": ("wikitext2_small", "tinyshakespeare"),
+    "vtrans": ("trec",),
 }  # fmt: skip
 
 
@@ -42,6 +48,8 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
             assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
     check = {
         "bct": eight_times_smaller,
+        "axformer": disjoint_sets,
+        "dsee": equal_numbers,
         "essential-sparsity": zeros_stay,
         "idt5": trimming_is_exact,
         "llm-fp4": four_bits,
@@ -49,6 +57,10 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "minilm": relations,
         "quantizable-transformers": rounding_costs,
         "teacher-intervention": both_are_ternary,
+        "minitron": scratch_and_cut,
+        "obert": second_order,
+        "spdf": flops_are_counted,
+        "vtrans": budgets_are_held,
     }
     check[slug](made)
 
@@ -112,6 +124,45 @@ def relations(made: Finding) -> None:
     assert {row["arm"] for row in made.table} >= {"attention + values", "hidden states", "no distillation"}
     for row in made.table:
         assert row["held-out attention KL"]["mean"] > 0 and row["held-out value KL"]["mean"] > 0
+
+
+def scratch_and_cut(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() >= {"teacher", "scored cut + KL", "random cut + KL", "from scratch"}
+    assert all(row["loss after retraining"]["mean"] < 6 for row in made.table)
+    assert "width 96, 3 heads" in made.settings["small"]
+
+
+def flops_are_counted(made: Finding) -> None:
+    flops = made.settings["forward flops per token"]
+    assert flops["dense"] > 2 * flops["75 % masked"] > flops["dense"] / 2
+    rows = {row["arm"]: row for row in made.table}
+    assert rows["75 % masked, mask kept"]["loss on tables"] != rows["75 % masked"]["loss on tables"]
+
+
+def budgets_are_held(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert all(0.3 < rows[arm]["weights left"]["mean"] < 0.42 for arm in rows if arm != "dense")
+    assert rows.keys() >= {"gates and weights", "magnitude", "random"}
+
+
+def disjoint_sets(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows["whole"]["weights left"]["mean"] == 1.0 and rows["whole"]["parts removed"]["mean"] == 0
+    assert rows["pruned"]["weights left"]["mean"] <= 1.0
+    assert made.settings["data"]["search"] == 200
+
+
+def equal_numbers(made: Finding) -> None:
+    assert {row["trained"] for row in made.table} == {12 * 3072}
+
+
+def second_order(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() == {"dense", "second order", "magnitude"}
+    at_once = "loss, 90% at once"
+    assert rows["second order"][at_once]["values"] != rows["magnitude"][at_once]["values"]
+    assert rows["second order"]["accuracy, 90% in rounds"]["mean"] > 0
 
 
 def test_planted_outliers_change_nothing_but_the_activations() -> None:

@@ -9,11 +9,20 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _STEPS = {
+    "AxFormer": "lightformers.compress.prune.axformer",
     "DropBlocks": "lightformers.compress.prune.blocks",
     "PruneChannels": "lightformers.compress.prune.channels",
     "PruneHeads": "lightformers.compress.prune.heads",
     "PruneWidth": "lightformers.compress.prune.width",
+    "DSEE": "lightformers.compress.prune.dsee",
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
+    "GradualMagnitude": "lightformers.compress.prune.gradual",
+    "Minitron": "lightformers.compress.prune.minitron",
+    "MinitronRetrain": "lightformers.compress.prune.minitron_retrain",
+    "OptimalBertSurgeon": "lightformers.compress.prune.obert",
+    "PackSparse": "lightformers.compress.prune.pack",
+    "SparsePretraining": "lightformers.compress.prune.spdf",
+    "VTrans": "lightformers.compress.prune.vtrans",
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
     "FloatQuantize": "lightformers.compress.quantize.llm_fp4",
@@ -28,10 +37,19 @@ __all__ = sorted(_STEPS)
 if TYPE_CHECKING:
     from lightformers.compress.distill import MiniLM, Recover
     from lightformers.compress.factorize.low_rank import LowRank
+    from lightformers.compress.prune.axformer import AxFormer
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
+    from lightformers.compress.prune.dsee import DSEE
     from lightformers.compress.prune.essential_sparsity import EssentialSparsity
+    from lightformers.compress.prune.gradual import GradualMagnitude
     from lightformers.compress.prune.heads import PruneHeads
+    from lightformers.compress.prune.minitron import Minitron
+    from lightformers.compress.prune.minitron_retrain import MinitronRetrain
+    from lightformers.compress.prune.obert import OptimalBertSurgeon
+    from lightformers.compress.prune.pack import PackSparse
+    from lightformers.compress.prune.spdf import SparsePretraining
+    from lightformers.compress.prune.vtrans import VTrans
     from lightformers.compress.prune.width import PruneWidth
     from lightformers.compress.quantize.bct import BlockwiseQuantize
     from lightformers.compress.quantize.llm_fp4 import FloatQuantize

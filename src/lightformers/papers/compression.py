@@ -157,7 +157,7 @@ PAPERS = (
             "Fine-tunes with an update that is low-rank plus a few free entries, then prunes the final "
             "weights, so that tuning and inference both shrink."
         ),
-        part="lightformers.adapt.dsee:DSEE",
+        part="lightformers.compress.prune.dsee:DSEE",
     ),
     Paper(
         slug="bct",

@@ -200,6 +200,6 @@ PAPERS = (
             "Pre-trains a GPT under a fixed random mask, then drops the mask and fine-tunes all weights, so "
             "that most training work is saved."
         ),
-        part="lightformers.train.sparse_pretraining:SparsePretraining",
+        part="lightformers.compress.prune.spdf:SparsePretraining",
     ),
 )
