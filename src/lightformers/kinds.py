@@ -68,4 +68,9 @@ KINDS: dict[str, Kind] = {
     "identity": Kind("0.1.0", "torch.nn.modules.linear", "Identity", lambda m: {}, lambda cls: cls()),
     "low_rank": Kind("0.1.0", "lightformers.parts.low_rank", "LowRankLinear"),
     "int8_linear": Kind("0.1.0", "lightformers.parts.int8", "Int8Linear"),
+    "low_rank_conv": Kind("0.1.0", "lightformers.parts.low_rank_conv", "LowRankConv"),
+    "rms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "RMSNorm"),
+    "crms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "CRMSNorm"),
+    "stream_entry": Kind("0.1.0", "lightformers.parts.zero_mean", "StreamEntry"),
+    "zero_mean_linear": Kind("0.1.0", "lightformers.parts.zero_mean", "ZeroMeanLinear"),
 }  # fmt: skip

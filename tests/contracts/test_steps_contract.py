@@ -26,6 +26,9 @@ STEPS: dict[str, Step] = {
     "PruneChannels global": compress.PruneChannels(keep=0.5, uniform=False, round_to=4),
     "PruneHeads": compress.PruneHeads(keep=0.5),
     "PruneWidth": compress.PruneWidth(keep=0.5),
+    "ToRMSNorm": compress.ToRMSNorm(),
+    "ToRMSNorm crms": compress.ToRMSNorm("crms"),
+    "Greenformers": compress.Greenformers(),
     "LowRank": compress.LowRank(rank=6),
     "EssentialSparsity": compress.EssentialSparsity(sparsity=0.4),
     "LLMInt8": compress.LLMInt8(),
@@ -35,6 +38,16 @@ STEPS: dict[str, Step] = {
 REFUSED = {
     ("TrimVocabulary", "vit"): "tokenizer",
     ("PruneWidth", "t5"): "share one hidden size",
+    **{
+        (f"ToRMSNorm{kind}", family): reason
+        for kind in ("", " crms")
+        for family, reason in (
+            ("bert", "post-norm"),
+            ("bert-classifier", "post-norm"),
+            ("llama", "no LayerNorm"),
+            ("t5", "no LayerNorm"),
+        )
+    },
 }
 QUIET = Run(dtype="fp32")
 
@@ -97,7 +110,11 @@ def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-@pytest.mark.parametrize("name", [n for n in STEPS if n not in ("EssentialSparsity", "LLMInt8")])
+# steps that look at the weights alone
+BLIND = ("EssentialSparsity", "LLMInt8", "Greenformers", "ToRMSNorm", "ToRMSNorm crms")
+
+
+@pytest.mark.parametrize("name", [n for n in STEPS if n not in BLIND])
 def test_looking_at_data_needs_a_task(name: str, bundles: dict[str, Bundle]) -> None:
     with pytest.raises(UserError, match="task"):
         STEPS[name].apply(bundles["bert"].copy(), None, QUIET)

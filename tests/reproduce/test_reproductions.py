@@ -17,6 +17,8 @@ NEEDS = {
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
     "llm-int8": ("tinyshakespeare",),
+    "greenformers": ("ag_news",),
+    "pre-crmsnorm": ("tinyshakespeare",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
 }  # fmt: skip
 
@@ -41,6 +43,8 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "idt5": trimming_is_exact,
         "llm-int8": planting,
         "minilm": relations,
+        "greenformers": equal_weights,
+        "pre-crmsnorm": equality,
     }
     check[slug](made)
 
@@ -69,6 +73,22 @@ def planting(made: Finding) -> None:
     error = f"error of a product, {outliers}"
     assert rows["absmax"][error]["mean"] > 3 * rows["absmax+split"][error]["mean"]
     assert rows["absmax"][error]["mean"] > rows["vector-wise"][error]["mean"]
+
+
+def equal_weights(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    held = {arm: rows[arm]["weights of the blocks"] for arm in rows if "weights of the blocks" in rows[arm]}
+    assert held["full"] == 2 * 12 * 128**2
+    assert held["half the heads and channels"] == held["full"] // 2
+    assert held["low rank 0.5"] == pytest.approx(held["full"] // 2, rel=0.02)
+    assert rows["one layer, Linformer"]["ms at 2048 tokens"]["mean"] > 0
+
+
+def equality(made: Finding) -> None:
+    for row in made.table[1:]:
+        assert max(row["largest difference, float64"]["values"]) < 1e-10
+        assert row["share of generated characters that agree"]["mean"] == 1.0
+    assert max(made.table[1]["largest difference of training losses"]["values"]) < 1e-8
 
 
 def relations(made: Finding) -> None:

@@ -14,6 +14,8 @@ _STEPS = {
     "PruneHeads": "lightformers.compress.prune.heads",
     "PruneWidth": "lightformers.compress.prune.width",
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
+    "ToRMSNorm": "lightformers.compress.fold.pre_crmsnorm",
+    "Greenformers": "lightformers.compress.factorize.greenformers",
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
     "TrimVocabulary": "lightformers.compress.vocabulary",
@@ -24,7 +26,9 @@ __all__ = sorted(_STEPS)
 
 if TYPE_CHECKING:
     from lightformers.compress.distill import MiniLM, Recover
+    from lightformers.compress.factorize.greenformers import Greenformers
     from lightformers.compress.factorize.low_rank import LowRank
+    from lightformers.compress.fold.pre_crmsnorm import ToRMSNorm
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
     from lightformers.compress.prune.essential_sparsity import EssentialSparsity
