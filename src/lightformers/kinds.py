@@ -69,6 +69,7 @@ KINDS: dict[str, Kind] = {
     "low_rank": Kind("0.1.0", "lightformers.parts.low_rank", "LowRankLinear"),
     "int8_linear": Kind("0.1.0", "lightformers.parts.int8", "Int8Linear"),
     "low_rank_conv": Kind("0.1.0", "lightformers.parts.low_rank_conv", "LowRankConv"),
+    "dense_sparse": Kind("0.1.0", "lightformers.parts.dense_sparse", "DenseSparseLinear"),
     "rms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "RMSNorm"),
     "crms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "CRMSNorm"),
     "stream_entry": Kind("0.1.0", "lightformers.parts.zero_mean", "StreamEntry"),

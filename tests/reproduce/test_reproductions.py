@@ -17,7 +17,9 @@ NEEDS = {
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
     "llm-int8": ("tinyshakespeare",),
+    "dsformer": ("sst2",),
     "greenformers": ("ag_news",),
+    "pela": ("trec", "wikitext2_small", "ag_news"),
     "pre-crmsnorm": ("tinyshakespeare",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
 }  # fmt: skip
@@ -43,7 +45,9 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "idt5": trimming_is_exact,
         "llm-int8": planting,
         "minilm": relations,
+        "dsformer": weight_errors,
         "greenformers": equal_weights,
+        "pela": repair,
         "pre-crmsnorm": equality,
     }
     check[slug](made)
@@ -73,6 +77,23 @@ def planting(made: Finding) -> None:
     error = f"error of a product, {outliers}"
     assert rows["absmax"][error]["mean"] > 3 * rows["absmax+split"][error]["mean"]
     assert rows["absmax"][error]["mean"] > rows["vector-wise"][error]["mean"]
+
+
+def repair(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert set(rows) == {"dense", "SVD", "features + perturbation"}
+    repaired = rows["features + perturbation"]
+    assert repaired["feature error"]["mean"] != rows["SVD"]["feature error"]["mean"]
+    assert repaired["largest change of a weight"]["mean"] > 0 and "feature error" not in rows["dense"]
+
+
+def weight_errors(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    lost = {
+        arm: rows[arm]["relative weight error at 2.8x"] for arm in ("SVD", "dense-sparse, fixed supports")
+    }
+    assert 0 < lost["dense-sparse, fixed supports"] < lost["SVD"] < 1
+    assert {"dense", "dense-sparse, straight-through"} < set(rows)
 
 
 def equal_weights(made: Finding) -> None:

@@ -15,7 +15,9 @@ _STEPS = {
     "PruneWidth": "lightformers.compress.prune.width",
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
     "ToRMSNorm": "lightformers.compress.fold.pre_crmsnorm",
+    "DenseSparse": "lightformers.compress.factorize.dsformer",
     "Greenformers": "lightformers.compress.factorize.greenformers",
+    "Pela": "lightformers.compress.factorize.pela",
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
     "TrimVocabulary": "lightformers.compress.vocabulary",
@@ -26,8 +28,10 @@ __all__ = sorted(_STEPS)
 
 if TYPE_CHECKING:
     from lightformers.compress.distill import MiniLM, Recover
+    from lightformers.compress.factorize.dsformer import DenseSparse
     from lightformers.compress.factorize.greenformers import Greenformers
     from lightformers.compress.factorize.low_rank import LowRank
+    from lightformers.compress.factorize.pela import Pela
     from lightformers.compress.fold.pre_crmsnorm import ToRMSNorm
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
