@@ -18,6 +18,7 @@ from lightformers.errors import UserError
 #: Papers whose code found a better place than the catalogue had planned.
 MOVED = {
     "essential-sparsity": "compress/prune/essential_sparsity.py",
+    "fusegpt": "compress/fold/fusegpt.py",
     "greenformers": "compress/factorize/greenformers.py",
     "pre-crmsnorm": "compress/fold/pre_crmsnorm.py",
 }

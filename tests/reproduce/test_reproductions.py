@@ -18,6 +18,7 @@ NEEDS = {
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
     "llm-int8": ("tinyshakespeare",),
     "dsformer": ("sst2",),
+    "fusegpt": ("tinyshakespeare",),
     "greenformers": ("ag_news",),
     "pela": ("trec", "wikitext2_small", "ag_news"),
     "pre-crmsnorm": ("tinyshakespeare",),
@@ -46,6 +47,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "llm-int8": planting,
         "minilm": relations,
         "dsformer": weight_errors,
+        "fusegpt": removals,
         "greenformers": equal_weights,
         "pela": repair,
         "pre-crmsnorm": equality,
@@ -85,6 +87,13 @@ def repair(made: Finding) -> None:
     repaired = rows["features + perturbation"]
     assert repaired["feature error"]["mean"] != rows["SVD"]["feature error"]["mean"]
     assert repaired["largest change of a weight"]["mean"] > 0 and "feature error" not in rows["dense"]
+
+
+def removals(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert len(rows) == 6
+    for arm in ("macro influence, removed", "low-rank updates alone", "fused"):
+        assert all(len(gone.split()) == 2 for gone in rows[arm]["blocks removed, per seed"].split("; "))
 
 
 def weight_errors(made: Finding) -> None:

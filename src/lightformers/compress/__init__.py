@@ -14,6 +14,7 @@ _STEPS = {
     "PruneHeads": "lightformers.compress.prune.heads",
     "PruneWidth": "lightformers.compress.prune.width",
     "EssentialSparsity": "lightformers.compress.prune.essential_sparsity",
+    "FuseBlocks": "lightformers.compress.fold.fusegpt",
     "ToRMSNorm": "lightformers.compress.fold.pre_crmsnorm",
     "DenseSparse": "lightformers.compress.factorize.dsformer",
     "Greenformers": "lightformers.compress.factorize.greenformers",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from lightformers.compress.factorize.greenformers import Greenformers
     from lightformers.compress.factorize.low_rank import LowRank
     from lightformers.compress.factorize.pela import Pela
+    from lightformers.compress.fold.fusegpt import FuseBlocks
     from lightformers.compress.fold.pre_crmsnorm import ToRMSNorm
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels

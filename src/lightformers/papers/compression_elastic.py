@@ -171,7 +171,7 @@ PAPERS = (
             "Removes the block with the least influence and folds its weights into its neighbours through "
             "learned low-rank coefficients."
         ),
-        part="lightformers.compress.fuse.fusegpt:FuseBlocks",
+        part="lightformers.compress.fold.fusegpt:FuseBlocks",
     ),
     Paper(
         slug="minilm",
