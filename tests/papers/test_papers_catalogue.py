@@ -20,6 +20,7 @@ MOVED = {
     "essential-sparsity": "compress/prune/essential_sparsity.py",
     "fusegpt": "compress/fold/fusegpt.py",
     "greenformers": "compress/factorize/greenformers.py",
+    "zett": "compress/zett.py",
     "pre-crmsnorm": "compress/fold/pre_crmsnorm.py",
 }
 ROOT = Path(__file__).resolve().parents[2]

@@ -22,6 +22,7 @@ NEEDS = {
     "greenformers": ("ag_news",),
     "pela": ("trec", "wikitext2_small", "ag_news"),
     "pre-crmsnorm": ("tinyshakespeare",),
+    "zett": ("wikitext2_small",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
 }  # fmt: skip
 
@@ -51,6 +52,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "greenformers": equal_weights,
         "pela": repair,
         "pre-crmsnorm": equality,
+        "zett": unseen_tokenizers,
     }
     check[slug](made)
 
@@ -94,6 +96,14 @@ def removals(made: Finding) -> None:
     assert len(rows) == 6
     for arm in ("macro influence, removed", "low-rank updates alone", "fused"):
         assert all(len(gone.split()) == 2 for gone in rows[arm]["blocks removed, per seed"].split("; "))
+
+
+def unseen_tokenizers(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert set(rows) == {"own tokenizer", "hypernetwork", "mean of pieces", "random"}
+    for arm in ("hypernetwork", "mean of pieces", "random"):
+        assert rows[arm]["nats per byte, byte-level, 2000"]["mean"] > 0
+        assert rows[arm]["nats per byte trained on, byte-level, 2000"]["mean"] > 0
 
 
 def weight_errors(made: Finding) -> None:

@@ -22,6 +22,7 @@ _STEPS = {
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
     "TrimVocabulary": "lightformers.compress.vocabulary",
+    "ZeroShotTokenizer": "lightformers.compress.zett",
     "MiniLM": "lightformers.compress.distill",
     "Recover": "lightformers.compress.distill",
 }
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from lightformers.compress.prune.width import PruneWidth
     from lightformers.compress.quantize.llm_int8 import LLMInt8
     from lightformers.compress.vocabulary import TrimVocabulary
+    from lightformers.compress.zett import ZeroShotTokenizer
 
 
 def __getattr__(name: str) -> Any:

@@ -48,8 +48,8 @@ def coefficients(targets: Tensor, atoms: Tensor, index: Tensor) -> Tensor:
     return torch.linalg.solve(small, right[..., None])[..., 0]
 
 
-def encode(targets: Tensor, factors: Factors, steps: int = 1) -> Factors:
-    """New supports by hard thresholding, new values by least squares; |targets - S D| does not grow.
+def encode(targets: Tensor, factors: Factors, steps: int = 1, exact: bool = True) -> Factors:
+    """New supports by hard thresholding; |targets - S D| does not grow. exact: values by least squares in the end.
 
     Each step goes down the gradient of the squared error and keeps the largest coefficients of each row (Blumensath and
     Davies, 2008, arXiv 0805.0510).
@@ -57,13 +57,14 @@ def encode(targets: Tensor, factors: Factors, steps: int = 1) -> Factors:
     atoms, index, values = factors
     turned = atoms.transpose(1, 2)
     gram, right = atoms @ turned, targets @ turned
-    rate = 1 / torch.linalg.matrix_norm(gram, ord=2).clamp(min=1e-12)[:, None, None]
+    rate = 1 / torch.linalg.eigvalsh(gram)[:, -1].clamp(min=1e-12)[:, None, None]
     sparse = values.new_zeros(*values.shape[:2], atoms.shape[1]).scatter(-1, index, values)
     for _ in range(steps):
         moved = sparse + rate * (right - sparse @ gram)
         index = best(moved, values.shape[2])
         sparse = torch.zeros_like(moved).scatter(-1, index, moved.gather(-1, index))
-    return Factors(atoms, index, coefficients(targets, atoms, index))
+    values = coefficients(targets, atoms, index) if exact else sparse.gather(-1, index)
+    return Factors(atoms, index, values)
 
 
 def refit(targets: Tensor, factors: Factors) -> Factors:
@@ -122,6 +123,6 @@ def factorize(weight: Tensor, block: int, atoms: int, nonzeros: int, iterations:
 
 
 def refresh(weight: Tensor, factors: Factors) -> Factors:
-    """Factors of a matrix that has moved a little: new supports, new values, new atoms, once each (float32)."""
+    """Factors of a matrix that has moved a little: two steps of coding, then new atoms (float32)."""
     targets = split(weight.detach().float(), factors.atoms.shape[2])
-    return refit(targets, encode(targets, factors))
+    return refit(targets, encode(targets, factors, steps=2, exact=False))
