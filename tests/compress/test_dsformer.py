@@ -15,7 +15,15 @@ from lightformers import anatomy
 from lightformers.bundle import Bundle
 from lightformers.compress import DenseSparse
 from lightformers.compress.factorize import dictionary
-from lightformers.compress.factorize.dictionary import Factors, encode, factorize, refit, split
+from lightformers.compress.factorize.dictionary import (
+    Factors,
+    encode,
+    factorize,
+    pursue,
+    refit,
+    split,
+    unlike,
+)
 from lightformers.compress.factorize.dsformer import StraightThroughLinear
 from lightformers.compress.factorize.low_rank import factors as thin
 from lightformers.compress.layers import linears
@@ -99,7 +107,11 @@ def test_codes_of_orthonormal_atoms_are_the_best() -> None:
     atoms = torch.linalg.qr(torch.randn(1, 5, 5))[0]
     targets = torch.randn(1, 9, 5)
     start = Factors(atoms, torch.tensor([0, 1]).expand(1, 9, 2), torch.zeros(1, 9, 2))
-    found = encode(targets, start)
+    for found in (encode(targets, start), pursue(targets, start)):
+        _is_best(targets, atoms, found)
+
+
+def _is_best(targets: Tensor, atoms: Tensor, found: Factors) -> None:
     for row in range(9):
         gaps = {}
         for support in itertools.combinations(range(5), 2):
@@ -110,16 +122,34 @@ def test_codes_of_orthonormal_atoms_are_the_best() -> None:
         assert float((got - targets[0, row]).norm()) == pytest.approx(min(gaps.values()), abs=1e-4)
 
 
-def test_errors_never_grow_and_begin_below_truncation() -> None:
+def test_pursuit_is_the_literal_algorithm() -> None:
+    torch.manual_seed(0)
+    atoms, targets = nn.functional.normalize(torch.randn(1, 6, 4), dim=-1), torch.randn(1, 8, 4)
+    found = pursue(targets, Factors(atoms, torch.tensor([4, 5]).expand(1, 8, 2), torch.zeros(1, 8, 2)))
+    for row in range(8):
+        target, support, rest = targets[0, row], [], targets[0, row]
+        for _ in range(2):
+            likeness = [abs(float(rest @ a)) if i not in support else -1 for i, a in enumerate(atoms[0])]
+            support.append(likeness.index(max(likeness)))
+            values = torch.linalg.lstsq(atoms[0, support].T, target[:, None]).solution[:, 0]
+            rest = target - values @ atoms[0, support]
+        old = torch.linalg.lstsq(atoms[0, [4, 5]].T, target[:, None]).solution[:, 0] @ atoms[0, [4, 5]]
+        want = sorted(support) if float(rest.norm()) < float((target - old).norm()) else [4, 5]
+        assert found.index[0, row].tolist() == want
+    rows = unlike(torch.tensor([[[3.0, 0.0], [2.9, 0.1], [0.0, 1.0], [0.0, 0.5]]]), 2)
+    torch.testing.assert_close(rows, torch.eye(2)[None])
+
+
+def test_errors_never_grow_and_end_below_truncation() -> None:
     torch.manual_seed(0)
     weight = torch.randn(40, 24)
     errors = [error(weight, factorize(weight, 12, 12, 3, n)) for n in (0, 1, 2, 5, 10)]
     assert all(b <= a + 1e-6 for a, b in itertools.pairwise(errors)) and errors[-1] < errors[0] - 0.01
     truncated = [b @ a for a, b in (thin(part, 3) for part in split(weight, 12))]
-    assert errors[0] <= float((torch.cat(truncated, 1) - weight).norm() / weight.norm()) + 1e-6
+    assert errors[-1] < float((torch.cat(truncated, 1) - weight).norm() / weight.norm())
     found, targets = factorize(weight, 12, 12, 3, 0), split(weight, 12)
     for _ in range(3):
-        for improve in (encode, refit):
+        for improve in (encode, refit, pursue, refit):
             before = error(weight, found)
             found = improve(targets, found)
             assert error(weight, found) <= before + 1e-6
@@ -130,7 +160,7 @@ def test_unused_atoms_are_put_to_use() -> None:
     targets = split(weight, 16)
     found = Factors(torch.randn(2, 12, 16), torch.zeros(2, 64, 1, dtype=torch.long), torch.ones(2, 64, 1))
     for _ in range(15):
-        found = encode(targets, refit(targets, found), steps=3)
+        found = encode(targets, refit(targets, found))
     assert len(found.index.unique()) > 6
 
 

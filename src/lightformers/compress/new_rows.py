@@ -32,13 +32,23 @@ def surfaces(new: Speller, old: Speller, pieces: int) -> tuple[Tensor, int]:
 
 
 def overlap(new: Speller, old: Speller) -> dict[int, int]:
-    """New token -> the old token that is spelled alike (special tokens are not in it)."""
+    """New token -> the old token that is spelled alike (special tokens are not in it).
+
+    Between tokenizers of one kind the very same piece goes first: "," and "##," are spelled alike.
+    """
+    alike = (new.kind, new.prefix) == (old.kind, old.prefix)
+    same = {name: i for i, name in old.names.items() if i not in old.special} if alike else {}
     known: dict[bytes, int] = {}
     for token in sorted(old.names):
         if (spelled := old.spell(token)) is not None:
             known.setdefault(spelled, token)
-    pairs = ((token, known.get(new.spell(token) or b"\0not a token")) for token in new.names)
-    return {token: found for token, found in pairs if found is not None}
+    found: dict[int, int] = {}
+    for token, name in new.names.items():
+        spelled = new.spell(token)
+        was = None if spelled is None else same.get(name, known.get(spelled))
+        if was is not None:
+            found[token] = was
+    return found
 
 
 def at_random(source: Tensor, count: int, seed: int = 0) -> Tensor:

@@ -28,7 +28,7 @@ class StraightThroughLinear(nn.Module):
     """A dense layer that multiplies with the factorised form of its weight, and learns as if it did not.
 
     Forward: the matrix of the factors; backward: the gradient goes to the latent `weight` unchanged. Whenever the weight
-    has changed, the factors are brought up to date (every `every`-th change; every `whole`-th by some alternations more).
+    has changed, the factors are brought up to date (every `every`-th change; every `whole`-th more thoroughly).
     """
 
     def __init__(
@@ -50,16 +50,15 @@ class StraightThroughLinear(nn.Module):
             self._seen, self.stale = self.weight._version, True
             self.changes += 1
             if self.changes % self.every == 0:
-                self.update(rounds=5 if self.changes % self.whole == 0 else 1)
+                self.update(self.changes % self.whole == 0)
         return self._matrix.to(self.weight.device)
 
     @torch.no_grad()
-    def update(self, rounds: int = 1) -> None:
+    def update(self, whole: bool = False) -> None:
         """Bring the factors up to date with the weight."""
         factors = Factors(*(t.to(self.weight.device) for t in self.factors))
         with torch.autocast(self.weight.device.type, enabled=False):
-            for _ in range(rounds):
-                factors = refresh(self.weight, factors)
+            factors = refresh(self.weight, factors, whole)
             self._matrix = factors.dense(self.in_features).to(self.weight.dtype)
         self.factors, self.stale = factors, False
 
