@@ -33,7 +33,7 @@ CLAIM = (
 )
 _RATIOS = (2.0, 2.8, 3.6)
 _DECIDES = 2.8
-_BLOCK, _ATOMS, _ITERATIONS = 64, 64, 6
+_BLOCK, _ATOMS = 64, 64
 _LR = 3e-4
 _BASE, _SVD, _FIXED, _STF = "dense", "SVD", "dense-sparse, fixed supports", "dense-sparse, straight-through"
 _ARMS = (_SVD, _FIXED, _STF)
@@ -46,8 +46,9 @@ def run(budget: float = common.FULL) -> Finding:
     task = common.classification("sst2", clock.size(3000, 64), clock.size(800, 64))
     blocks = (2,) if clock.short else (0, 2, 5)
     encoder = Recipe([DropBlocks(blocks=blocks)]).apply(common.encoder())
-    errors = _errors(encoder, _RATIOS[1:2] if clock.short else _RATIOS)
-    tokens, refresh = _plan(clock, encoder, task, len(seeds))
+    step = DenseSparse(_DECIDES, block=_BLOCK, atoms=_ATOMS, iterations=clock.size(6, 1), method="once")
+    errors = _errors(encoder, step, _RATIOS[1:2] if clock.short else _RATIOS)
+    tokens, refresh = _plan(clock, step, encoder, task, len(seeds))
     scores: dict[str, dict[str, list[float]]] = {arm: {"accuracy": []} for arm in (_BASE, *_ARMS)}
     used = []
     for seed, count in clock.rounds(seeds, tokens):
@@ -55,7 +56,7 @@ def run(budget: float = common.FULL) -> Finding:
         dense = common.classifier(encoder.copy(), len(task.labels), seed)
         _tune(dense, task, count, seed)
         scores[_BASE]["accuracy"].append(common.accuracy(dense, task))
-        found = _step(_DECIDES).factors(dense.model)
+        found = step.factors(dense.model)
         for arm in _ARMS:
             one = dense.copy()
             _replace(one, arm, found)
@@ -66,8 +67,9 @@ def run(budget: float = common.FULL) -> Finding:
     return _conclude(clock, seeds, task, encoder, errors, scores, used, refresh)
 
 
-def _step(ratio: float) -> DenseSparse:
-    return DenseSparse(ratio, block=_BLOCK, atoms=_ATOMS, iterations=_ITERATIONS, method="once")
+def _count(shape: tuple[int, int], ratio: float) -> int:
+    """Coefficients of a row."""
+    return DenseSparse(ratio, block=_BLOCK, atoms=_ATOMS, method="once").count(*shape)
 
 
 def svd_rank(out_features: int, in_features: int, bits: int) -> int:
@@ -76,11 +78,10 @@ def svd_rank(out_features: int, in_features: int, bits: int) -> int:
 
 
 def _bits(shape: tuple[int, int], ratio: float) -> int:
-    count = _step(ratio).count(*shape)
-    return stored_bits(*shape, _BLOCK, _ATOMS, count)
+    return stored_bits(*shape, _BLOCK, _ATOMS, _count(shape, ratio))
 
 
-def _errors(encoder: Bundle, ratios: tuple[float, ...]) -> dict[str, dict[str, float]]:
+def _errors(encoder: Bundle, step: DenseSparse, ratios: tuple[float, ...]) -> dict[str, dict[str, float]]:
     """Arm -> ratio -> |W - W'| / |W| over all matrices together."""
     out: dict[str, dict[str, float]] = {_SVD: {}, _FIXED: {}}
     for ratio in ratios:
@@ -90,8 +91,8 @@ def _errors(encoder: Bundle, ratios: tuple[float, ...]) -> dict[str, dict[str, f
             weight = anatomy.linear(encoder.model, path)[0].detach()
             rows, columns = weight.shape
             first, second = thin(weight, svd_rank(rows, columns, _bits((rows, columns), ratio)))
-            count = _step(ratio).count(rows, columns)
-            coded = factorize(weight, _BLOCK, _ATOMS, count, _ITERATIONS).dense(columns)
+            count = _count((rows, columns), ratio)
+            coded = factorize(weight, _BLOCK, _ATOMS, count, step.iterations).dense(columns)
             lost[_SVD] += float((second @ first - weight).square().sum())
             lost[_FIXED] += float((coded - weight).square().sum())
             whole += float(weight.square().sum())
@@ -119,11 +120,13 @@ def _tune(bundle: Bundle, task: Any, tokens: int, seed: int, steps: int | None =
     common.fine_tune(bundle, task, tokens, seed, _LR, ["*word_embeddings.weight"], steps)
 
 
-def _plan(clock: common.Clock, encoder: Bundle, task: Any, seeds: int) -> tuple[int, float]:
+def _plan(
+    clock: common.Clock, step: DenseSparse, encoder: Bundle, task: Any, seeds: int
+) -> tuple[int, float]:
     """Training tokens of an arm that fit, and seconds that refreshing all factors takes per update."""
     dense = common.classifier(encoder.copy(), len(task.labels), 0)
     begun = time.monotonic()
-    found = _step(_DECIDES).factors(dense.model)
+    found = step.factors(dense.model)
     fixed = time.monotonic() - begun
     seconds = {}
     for arm in (_FIXED, _STF):
@@ -178,7 +181,7 @@ def _conclude(
             "learning rate": _LR,
             "blocks, atoms": [_BLOCK, _ATOMS],
             f"coefficients of a row at {_DECIDES:g}x": {
-                f"{rows} x {rows}": _step(_DECIDES).count(rows, rows), f"{rows} x {columns}": _step(_DECIDES).count(rows, columns)
+                f"{rows} x {rows}": _count((rows, rows), _DECIDES), f"{rows} x {columns}": _count((rows, columns), _DECIDES)
             },
             "SVD rank of 384 x 384": svd_rank(rows, rows, _bits((rows, rows), _DECIDES)),
             "seconds of refreshing all factors once": round(refresh, 3),

@@ -30,7 +30,7 @@ CLAIM = (
 _BASE, _DROP, _LORA, _FUSED = "whole", "macro influence, removed", "low-rank updates alone", "fused"
 _COSINE, _RANDOM = "input-output cosine, removed", "random blocks, removed"
 _DEPTH, _GONE, _LR, _BASE_LR = 8, 2, 1e-3, 1e-4
-_FIELDS = {"rate": _GONE / _DEPTH, "group": 4, "rank": 8, "lr": _LR, "base_lr": _BASE_LR, "scoring": 32}
+_FIELDS = {"rate": _GONE / _DEPTH, "group": 4, "rank": 8, "lr": _LR, "base_lr": _BASE_LR}
 
 
 def run(budget: float = common.FULL) -> Finding:
@@ -51,7 +51,7 @@ def run(budget: float = common.FULL) -> Finding:
         task = characters.Windows(text.train, windows, seed)
         base = characters.loss(model, held_out)
         scores.setdefault(_BASE, {}).setdefault("nats per character", []).append(base)
-        for arm, step in _arms(windows, seed).items():
+        for arm, step in _arms(windows, seed, clock.size(32, 4)).items():
             edited = Recipe([step]).apply(whole, task, Run(tokens=tuning, seed=seed))
             nats = characters.loss(edited.model, held_out)
             cells = scores.setdefault(arm, {})
@@ -62,15 +62,15 @@ def run(budget: float = common.FULL) -> Finding:
     return _conclude(clock, seeds, scores, sources, steps, tuning, windows)
 
 
-def _arms(windows: int, seed: int) -> dict[str, Step]:
+def _arms(windows: int, seed: int, scoring: int) -> dict[str, Step]:
     gone = np.random.default_rng(seed).permutation(_DEPTH)[:_GONE]
     stay = tuple(i for i in range(_DEPTH) if i not in gone)
-    fields = {**_FIELDS, "examples": windows}
+    fields = {**_FIELDS, "examples": windows, "scoring": scoring}
     return {
         _DROP: FuseBlocks(**fields, epochs=0),  # type: ignore[arg-type]
         _LORA: FuseBlocks(**fields, inject=False),  # type: ignore[arg-type]
         _FUSED: FuseBlocks(**fields),  # type: ignore[arg-type]
-        _COSINE: DropBlocks(keep=_DEPTH - _GONE, score="influence"),
+        _COSINE: DropBlocks(keep=_DEPTH - _GONE, score="influence", examples=scoring),
         _RANDOM: DropBlocks(blocks=stay),
     }
 
@@ -90,7 +90,7 @@ def _plan(
     taken = []
     for tokens in (1, 2 * characters.BATCH * characters.LENGTH * probe):
         begun = time.monotonic()
-        Recipe([_arms(windows, 0)[_FUSED]]).apply(whole, task, Run(tokens=tokens))
+        Recipe([_arms(windows, 0, clock.size(32, 4))[_FUSED]]).apply(whole, task, Run(tokens=tokens))
         taken.append(time.monotonic() - begun)
     rate = 2 * characters.BATCH * characters.LENGTH * probe / max(taken[1] - taken[0], 1e-3)
     begun = time.monotonic()

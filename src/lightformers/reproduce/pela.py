@@ -133,7 +133,7 @@ def _features_alone(bundle: Bundle, teacher: Bundle, plain: Embedding, tokens: i
 @torch.no_grad()
 def _error(bundle: Bundle, teacher: Bundle, plain: Embedding, count: int) -> float:
     """Mean squared difference of block outputs on unseen sentences, over the mean square of the original's."""
-    batch = teacher.collate([{"text": t} for t in plain.texts("verify")[:count]])
+    batch = teacher.collate(plain.texts("verify")[:count])
     every = range(len(anatomy.of(teacher.model).blocks))
     held = []
     for one in (bundle, teacher):

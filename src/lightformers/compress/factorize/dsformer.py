@@ -46,12 +46,14 @@ class StraightThroughLinear(nn.Module):
 
     def matrix(self) -> Tensor:
         """The factorised weight."""
-        if self.weight._version != self._seen:
+        if self.weight._version < self._seen:  # a copy, whose count begins anew
+            self._seen = self.weight._version
+        if self.weight._version > self._seen:
             self._seen, self.stale = self.weight._version, True
             self.changes += 1
             if self.changes % self.every == 0:
                 self.update(self.changes % self.whole == 0)
-        return self._matrix.to(self.weight.device)
+        return self._matrix.to(self.weight)
 
     @torch.no_grad()
     def update(self, whole: bool = False) -> None:
@@ -59,7 +61,7 @@ class StraightThroughLinear(nn.Module):
         factors = Factors(*(t.to(self.weight.device) for t in self.factors))
         with torch.autocast(self.weight.device.type, enabled=False):
             factors = refresh(self.weight, factors, whole)
-            self._matrix = factors.dense(self.in_features).to(self.weight.dtype)
+            self._matrix = factors.dense(self.in_features)
         self.factors, self.stale = factors, False
 
     def forward(self, x: Tensor) -> Tensor:
