@@ -74,4 +74,10 @@ KINDS: dict[str, Kind] = {
     "block_sparse_linear": Kind("0.1.0", "lightformers.parts.sparse", "BlockSparseLinear"),
     "sparse_low_rank": Kind("0.1.0", "lightformers.parts.sparse_low_rank", "SparseLowRankLinear"),
     "n_of_m_linear": Kind("0.1.0", "lightformers.parts.sparse", "NOfMLinear"),
+    "low_rank_conv": Kind("0.1.0", "lightformers.parts.low_rank_conv", "LowRankConv"),
+    "dense_sparse": Kind("0.1.0", "lightformers.parts.dense_sparse", "DenseSparseLinear"),
+    "rms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "RMSNorm"),
+    "crms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "CRMSNorm"),
+    "stream_entry": Kind("0.1.0", "lightformers.parts.zero_mean", "StreamEntry"),
+    "zero_mean_linear": Kind("0.1.0", "lightformers.parts.zero_mean", "ZeroMeanLinear"),
 }  # fmt: skip

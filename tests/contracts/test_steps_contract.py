@@ -26,6 +26,10 @@ STEPS: dict[str, Step] = {
     "PruneChannels global": compress.PruneChannels(keep=0.5, uniform=False, round_to=4),
     "PruneHeads": compress.PruneHeads(keep=0.5),
     "PruneWidth": compress.PruneWidth(keep=0.5),
+    "ToRMSNorm": compress.ToRMSNorm(),
+    "ToRMSNorm crms": compress.ToRMSNorm("crms"),
+    "DenseSparse once": compress.DenseSparse(1.4, block=16, atoms=8, method="once"),
+    "Greenformers": compress.Greenformers(),
     "LowRank": compress.LowRank(rank=6),
     "EssentialSparsity": compress.EssentialSparsity(sparsity=0.4),
     "GradualMagnitude": compress.GradualMagnitude(sparsity=0.5, block=4),
@@ -44,12 +48,26 @@ REFUSED = {
     ("PruneWidth", "t5"): "share one hidden size",
     ("Minitron width", "t5"): "share one hidden size",
     **{("PackSparse", family): "sparse enough" for family in world.FAMILIES},  # nothing is pruned yet
+    **{
+        (f"ToRMSNorm{kind}", family): reason
+        for kind in ("", " crms")
+        for family, reason in (
+            ("bert", "post-norm"),
+            ("bert-classifier", "post-norm"),
+            ("llama", "no LayerNorm"),
+            ("t5", "no LayerNorm"),
+        )
+    },
 }
 #: Steps that look at no data.
-BLIND = ("EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8", "BlockwiseQuantize")
+BLIND = (
+    "EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8", "BlockwiseQuantize", "DenseSparse once",
+    "Greenformers", "ToRMSNorm", "ToRMSNorm crms",
+)  # fmt: skip
 #: Steps that train, or ask for a loss; their own tests hold them.
 TRAINED = {
-    "AxFormer", "DSEE", "MiniLM", "MinitronRetrain", "Recover", "SparsePretraining", "TeacherIntervention", "VTrans"
+    "AxFormer", "DSEE", "FuseBlocks", "MiniLM", "MinitronRetrain", "Pela", "Recover", "SparsePretraining",
+    "TeacherIntervention", "VTrans", "ZeroShotTokenizer",
 }  # fmt: skip
 QUIET = Run(dtype="fp32")
 

@@ -35,9 +35,10 @@ def write(root: Path, path: str, text: str) -> None:
 def tree(tmp_path: Path, generate: types.ModuleType, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(generate, "command_line", lambda: "commands\n")
     write(tmp_path, "src/lightformers/compress/__init__.py", '"""Steps that\nmake small."""\n')
+    write(tmp_path, "src/lightformers/compress/fold/__init__.py", '"""Folds."""\n')
     write(
         tmp_path,
-        "src/lightformers/compress/norms.py",
+        "src/lightformers/compress/fold/pre_crmsnorm.py",
         '"""Norms."""\n\n\nclass ToRMSNorm:\n    """Exact."""\n',
     )
     write(tmp_path, "src/lightformers/compress/rows.py", '"""Data."""\nROWS = ()\n')
@@ -64,7 +65,7 @@ def tree(tmp_path: Path, generate: types.ModuleType, monkeypatch: pytest.MonkeyP
 def test_pages_say_what_stands(generate: types.ModuleType, tree: Path) -> None:
     pages = generate.pages(tree)
     page = pages["docs/methods/pre-crmsnorm.md"]
-    assert "::: lightformers.compress.norms.ToRMSNorm" in page and "Finding: holds here" in page
+    assert "::: lightformers.compress.fold.pre_crmsnorm.ToRMSNorm" in page and "Finding: holds here" in page
     assert "| RMSNorm | 0.9 [0.6516, 1.148] |" in page
     assert [path for path in pages if path.startswith("docs/methods/")] == [
         "docs/methods/index.md",
@@ -73,7 +74,9 @@ def test_pages_say_what_stands(generate: types.ModuleType, tree: Path) -> None:
     assert json.loads(pages["src/lightformers/papers/status.json"]) == {"works": ["pre-crmsnorm"]}
     assert "Equal outputs \\| always." in pages["results/README.md"]
     api = pages["docs/api/compress.md"]
-    assert "::: lightformers.compress.norms" in api and "rows" not in api and "templates" not in api
+    assert (
+        "::: lightformers.compress.fold.pre_crmsnorm" in api and "rows" not in api and "templates" not in api
+    )
     assert "Steps that make small." in pages["docs/api/index.md"]
 
 

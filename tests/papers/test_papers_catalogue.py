@@ -16,7 +16,13 @@ from lightformers import papers
 from lightformers.errors import UserError
 
 #: Papers whose code found a better place than the catalogue had planned.
-MOVED = {"essential-sparsity": "compress/prune/essential_sparsity.py"}
+MOVED = {
+    "essential-sparsity": "compress/prune/essential_sparsity.py",
+    "fusegpt": "compress/fold/fusegpt.py",
+    "greenformers": "compress/factorize/greenformers.py",
+    "zett": "compress/zett.py",
+    "pre-crmsnorm": "compress/fold/pre_crmsnorm.py",
+}
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "lightformers" / "papers").glob("*.py"))
 

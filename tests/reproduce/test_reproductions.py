@@ -23,6 +23,12 @@ NEEDS = {
     "llm-int8": ("tinyshakespeare",),
     "quantizable-transformers": ("tinyshakespeare",),
     "teacher-intervention": ("trec",),
+    "dsformer": ("sst2",),
+    "fusegpt": ("tinyshakespeare",),
+    "greenformers": ("ag_news",),
+    "pela": ("trec", "wikitext2_small", "ag_news"),
+    "pre-crmsnorm": ("tinyshakespeare",),
+    "zett": ("wikitext2_small",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
     "minitron": ("tinyshakespeare",),
     "obert": ("trec",),
@@ -61,6 +67,12 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "obert": second_order,
         "spdf": flops_are_counted,
         "vtrans": budgets_are_held,
+        "dsformer": weight_errors,
+        "fusegpt": removals,
+        "greenformers": equal_weights,
+        "pela": repair,
+        "pre-crmsnorm": equality,
+        "zett": unseen_tokenizers,
     }
     check[slug](made)
 
@@ -118,6 +130,54 @@ def four_bits(made: Finding) -> None:
     assert cosine["int4, largest value per row and per tensor"] < paper < cosine["fp32"] == 1
     layers = made.settings["formats chosen, layers over all seeds"]
     assert sum(n for name, n in layers.items() if name.startswith("weights")) == 2 * 6
+
+
+def repair(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert set(rows) == {"dense", "SVD", "features + perturbation"}
+    repaired = rows["features + perturbation"]
+    assert repaired["feature error"]["mean"] != rows["SVD"]["feature error"]["mean"]
+    assert repaired["largest change of a weight"]["mean"] > 0 and "feature error" not in rows["dense"]
+
+
+def removals(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert len(rows) == 6
+    for arm in ("macro influence, removed", "low-rank updates alone", "fused"):
+        assert all(len(gone.split()) == 2 for gone in rows[arm]["blocks removed, per seed"].split("; "))
+
+
+def unseen_tokenizers(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert set(rows) == {"own tokenizer", "hypernetwork", "mean of pieces", "random"}
+    for arm in ("hypernetwork", "mean of pieces", "random"):
+        assert rows[arm]["nats per byte, byte-level, 2000"]["mean"] > 0
+        assert rows[arm]["nats per byte trained on, byte-level, 2000"]["mean"] > 0
+
+
+def weight_errors(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    lost = {
+        arm: rows[arm]["relative weight error at 2.8x"] for arm in ("SVD", "dense-sparse, fixed supports")
+    }
+    assert 0 < lost["dense-sparse, fixed supports"] < lost["SVD"] < 1
+    assert {"dense", "dense-sparse, straight-through"} < set(rows)
+
+
+def equal_weights(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    held = {arm: rows[arm]["weights of the blocks"] for arm in rows if "weights of the blocks" in rows[arm]}
+    assert held["full"] == 2 * 12 * 128**2
+    assert held["half the heads and channels"] == held["full"] // 2
+    assert held["low rank 0.5"] == pytest.approx(held["full"] // 2, rel=0.02)
+    assert rows["one layer, Linformer"]["ms at 2048 tokens"]["mean"] > 0
+
+
+def equality(made: Finding) -> None:
+    for row in made.table[1:]:
+        assert max(row["largest difference, float64"]["values"]) < 1e-10
+        assert row["share of generated characters that agree"]["mean"] == 1.0
+    assert max(made.table[1]["largest difference of training losses"]["values"]) < 1e-8
 
 
 def relations(made: Finding) -> None:

@@ -23,12 +23,18 @@ _STEPS = {
     "PackSparse": "lightformers.compress.prune.pack",
     "SparsePretraining": "lightformers.compress.prune.spdf",
     "VTrans": "lightformers.compress.prune.vtrans",
+    "FuseBlocks": "lightformers.compress.fold.fusegpt",
+    "ToRMSNorm": "lightformers.compress.fold.pre_crmsnorm",
+    "DenseSparse": "lightformers.compress.factorize.dsformer",
+    "Greenformers": "lightformers.compress.factorize.greenformers",
+    "Pela": "lightformers.compress.factorize.pela",
     "LowRank": "lightformers.compress.factorize.low_rank",
     "LLMInt8": "lightformers.compress.quantize.llm_int8",
     "FloatQuantize": "lightformers.compress.quantize.llm_fp4",
     "BlockwiseQuantize": "lightformers.compress.quantize.bct",
     "TeacherIntervention": "lightformers.compress.quantize.teacher_intervention",
     "TrimVocabulary": "lightformers.compress.vocabulary",
+    "ZeroShotTokenizer": "lightformers.compress.zett",
     "MiniLM": "lightformers.compress.distill",
     "Recover": "lightformers.compress.distill",
 }
@@ -36,7 +42,12 @@ __all__ = sorted(_STEPS)
 
 if TYPE_CHECKING:
     from lightformers.compress.distill import MiniLM, Recover
+    from lightformers.compress.factorize.dsformer import DenseSparse
+    from lightformers.compress.factorize.greenformers import Greenformers
     from lightformers.compress.factorize.low_rank import LowRank
+    from lightformers.compress.factorize.pela import Pela
+    from lightformers.compress.fold.fusegpt import FuseBlocks
+    from lightformers.compress.fold.pre_crmsnorm import ToRMSNorm
     from lightformers.compress.prune.axformer import AxFormer
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
@@ -56,6 +67,7 @@ if TYPE_CHECKING:
     from lightformers.compress.quantize.llm_int8 import LLMInt8
     from lightformers.compress.quantize.teacher_intervention import TeacherIntervention
     from lightformers.compress.vocabulary import TrimVocabulary
+    from lightformers.compress.zett import ZeroShotTokenizer
 
 
 def __getattr__(name: str) -> Any:

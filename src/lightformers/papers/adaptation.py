@@ -162,7 +162,7 @@ PAPERS = (
             "Swaps the tokenizer of a trained language model: a network predicts each new token's embedding "
             "from how the old tokenizer splits it."
         ),
-        part="lightformers.adapt.zett:ZeroShotTokenizer",
+        part="lightformers.compress.zett:ZeroShotTokenizer",
     ),
     Paper(
         slug="continual-baseline",

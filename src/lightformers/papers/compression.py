@@ -19,7 +19,7 @@ PAPERS = (
             "Factorises weight matrices and convolutions into thin pairs by SVD or other solvers below the "
             "break-even rank, and compares that with Linformer on long inputs."
         ),
-        part="lightformers.compress.factorize.low_rank:LowRank",
+        part="lightformers.compress.factorize.greenformers:Greenformers",
     ),
     Paper(
         slug="dsformer",

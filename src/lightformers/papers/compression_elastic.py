@@ -145,7 +145,7 @@ PAPERS = (
             "Re-centres the weights that write to the residual stream, so that LayerNorm becomes the cheaper "
             "RMSNorm, or CRMSNorm in one dimension less, with equal outputs."
         ),
-        part="lightformers.compress.norms:ToRMSNorm",
+        part="lightformers.compress.fold.pre_crmsnorm:ToRMSNorm",
     ),
     Paper(
         slug="idt5",
@@ -171,7 +171,7 @@ PAPERS = (
             "Removes the block with the least influence and folds its weights into its neighbours through "
             "learned low-rank coefficients."
         ),
-        part="lightformers.compress.fuse.fusegpt:FuseBlocks",
+        part="lightformers.compress.fold.fusegpt:FuseBlocks",
     ),
     Paper(
         slug="minilm",

@@ -194,6 +194,10 @@ def live(teacher: Bundle, device: str) -> Iterator[Callable[[Mapping[str, Tensor
 def vocabulary_map(bundle: Bundle, teacher: Bundle) -> tuple[int, ...] | None:
     """Teacher's row of each of the student's tokens, None if they are the same. Raises ModelError if it is unknown."""
     own, theirs = bundle.origin.vocabulary, teacher.origin.vocabulary
+    if own and min(own) < 0:
+        raise ModelError(
+            "the student has another tokenizer than its teacher: distil before the tokenizer is replaced"
+        )
     if own == theirs:
         return None
     if theirs is not None:

@@ -80,8 +80,7 @@ class Recover:
 
     def apply(self, bundle: Bundle, task: Any, run: Run) -> Bundle:
         started = time.monotonic()
-        teacher = common.teacher_of(bundle, run)
-        self._validate(bundle, task)
+        teacher = self.check(bundle, task, run)
         run = common.shared(run, self.share, self.seconds)
         frozen = common.frozen_embeddings(bundle, teacher, self.train_embeddings)
         batches = common.feed(bundle, task, run, self.max_tokens, self.length)
@@ -90,6 +89,12 @@ class Recover:
             objective = _Objective(self, bundle, teacher, task, run, batches, stack)
             common.train(bundle, batches, objective, plan, run, started, frozen)
         return bundle
+
+    def check(self, bundle: Bundle, task: Any, run: Run) -> Bundle:
+        """Raises what `apply` would raise before it trains; returns the teacher. For steps that cut, then recover."""
+        teacher = common.teacher_of(bundle, run)
+        self._validate(bundle, task)
+        return teacher
 
     def _validate(self, bundle: Bundle, task: Any) -> None:
         if task is None:

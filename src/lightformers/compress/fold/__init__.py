@@ -1,0 +1,1 @@
+"""Rewrites that fold one thing into another: norms into neighbouring layers, blocks into their neighbours."""
