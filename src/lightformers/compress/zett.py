@@ -5,13 +5,15 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightformers import anatomy
+from lightformers.anatomy.cutting import refit
 from lightformers.anatomy.find import host
+from lightformers.anatomy.settings import copies
 from lightformers.bundle import Bundle
 from lightformers.compress import new_rows
 from lightformers.compress.spelling import Speller
@@ -145,7 +147,7 @@ def check(bundle: Bundle, new: Speller, special: dict[int, int]) -> None:
     """Raises ModelError where the model or the new tokenizer cannot be used."""
     found = anatomy.of(bundle.model)
     owner: Any = host(bundle.model)[1]
-    if found.embeddings is None or not hasattr(owner, "resize_token_embeddings"):
+    if found.embeddings is None or not hasattr(owner, "config"):
         raise ModelError("this model has no word embedding whose rows could be made anew")
     words = anatomy.get(bundle.model, found.embeddings).weight  # type: ignore[operator]
     head = new_rows.output(bundle.model)
@@ -176,23 +178,48 @@ def check(bundle: Bundle, new: Speller, special: dict[int, int]) -> None:
 @torch.no_grad()
 def install(bundle: Bundle, made: Tensor, tokenizer: Any, special: dict[int, int]) -> None:
     """Put the rows into the model, renumber the config's special tokens, and hand the bundle its new tokenizer."""
-    owner: Any = host(bundle.model)[1]
-    width = anatomy.get(bundle.model, anatomy.of(bundle.model).embeddings or "").weight.shape[1]  # type: ignore[index]
-    untied = new_rows.output(bundle.model) is not None
-    with quiet():
-        owner.resize_token_embeddings(len(made), mean_resizing=False)
-    found = anatomy.of(bundle.model)
-    anatomy.get(bundle.model, found.embeddings or "").weight.copy_(made[:, :width])  # type: ignore[operator]
-    if untied:
-        owner.get_output_embeddings().weight.copy_(made[:, width:])
-    head = owner.get_output_embeddings() if hasattr(owner, "get_output_embeddings") else None
-    if head is not None and getattr(head, "bias", None) is not None and len(head.bias) == len(made):
-        head.bias.zero_()  # how common a token is: nothing is known of the new ones
+    model = bundle.model
+    found, owner = anatomy.of(model), cast(Any, host(model)[1])
+    words: Any = anatomy.get(model, found.embeddings or "").weight
+    head = new_rows.output(model)
+    size, width = words.shape
+    new = {id(words): made[:, :width]}
+    if head is not None:
+        new[id(head)] = made[:, width:]
+    layer = owner.get_output_embeddings() if hasattr(owner, "get_output_embeddings") else None
+    bias = getattr(layer, "bias", None)
+    if isinstance(bias, Tensor) and len(bias) == size:
+        new[id(bias)] = bias.new_zeros(len(made))  # how common a token is: nothing is known of the new ones
     new_of = {was: now for now, was in special.items()}
-    for config in (owner.config, getattr(owner, "generation_config", None)):
-        for key, value in list(vars(config).items()) if config is not None else ():
-            if key.endswith("_token_id") and type(value) is int:
-                setattr(config, key, new_of.get(value, value))
+    _swap(model, new, size, new_of)
+    for held in (owner.config, getattr(owner, "generation_config", None)):
+        for config in copies(owner, held) if held is not None else ():
+            if getattr(config, "vocab_size", None) == size:
+                config.vocab_size = len(made)
+            for key, value in list(vars(config).items()):
+                if key.endswith("_token_id") and type(value) is int:
+                    setattr(config, key, new_of.get(value, value))
     bundle.processor = copy.copy(tokenizer)
     # rows have no source any more; distillation refuses such a map
     bundle.origin = replace(bundle.origin, vocabulary=(-1,) * len(made))
+
+
+def _swap(model: nn.Module, new: dict[int, Tensor], size: int, new_of: dict[int, int]) -> None:
+    """Other tensors for parameters known by identity, so that what is tied stays tied; modules learn their new sizes."""
+    made: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        for name, held in module._parameters.items():
+            if held is None or id(held) not in new:
+                continue
+            if id(held) not in made:
+                value = new[id(held)].to(held).contiguous().clone()
+                made[id(held)] = nn.Parameter(value, requires_grad=held.requires_grad)
+            module._parameters[name] = made[id(held)]
+            refit(module)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                module.padding_idx = new_of.get(module.padding_idx)
+        if module.__dict__.get("vocab_size") == size:
+            module.vocab_size = len(next(iter(new.values())))  # type: ignore[assignment]
+        for name in ("pad_token_id", "eos_token_id", "bos_token_id"):
+            if type(module.__dict__.get(name)) is int:
+                setattr(module, name, new_of.get(module.__dict__[name], module.__dict__[name]))
