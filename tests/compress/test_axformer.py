@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,22 +47,32 @@ class Judged:
 
 
 def planted(family: str) -> tuple[Bundle, Bundle]:
-    """(clean, spoilt): the spoilt one has a feed-forward, a head and a group of channels that only do harm."""
+    """(clean, spoilt): the spoilt one has a feed-forward in its last block, and two heads before it, that only do harm."""
     clean = world.bundle(family)
     spoilt = clean.copy()
     torch.manual_seed(1)
     for which, size in ((clean, 0.0), (spoilt, 0.6)):
         blocks = anatomy.of(which.model).blocks
         with torch.no_grad():
-            weight, bias = anatomy.linear(which.model, blocks[2].feed_forward.down)  # type: ignore[union-attr]
+            weight, bias = anatomy.linear(which.model, blocks[3].feed_forward.down)  # type: ignore[union-attr]
             weight.copy_(size * torch.randn(weight.shape))
             if bias is not None:
                 bias.zero_()
-            weight, _ = anatomy.linear(which.model, blocks[1].attention.o)  # type: ignore[union-attr]
-            weight[:, :16] = 3 * size * torch.randn(weight.shape[0], 16)
-            weight, _ = anatomy.linear(which.model, blocks[0].feed_forward.down)  # type: ignore[union-attr]
+            weight, _ = anatomy.linear(which.model, blocks[2].attention.o)  # type: ignore[union-attr]
             weight[:, :16] = 3 * size * torch.randn(weight.shape[0], 16)
     return clean, spoilt
+
+
+def at_random(bundle: Bundle, count: int, seed: int) -> Bundle:
+    """As many elements of the same tree closed, drawn at random."""
+    made = bundle.copy()
+    where = gates.sites(made.model, False)
+    switches = torch.nn.ModuleDict({n: axformer.Switch(len(g.mean)) for n, g in gates.make(where, 1.0, 0).items()})  # type: ignore[arg-type]  # fmt: skip
+    every = [e for w in axformer.wholes(where) for e in (w, *axformer.parts(where, w, 4))]
+    for element in random.Random(seed).sample(every, count):
+        switches[element.gate].kept[list(element.units)] = False  # type: ignore[index, operator]
+    axformer.cut(made, None, Run(), where, switches, 1, drop=False)
+    return made
 
 
 @pytest.mark.parametrize("family", ["bert-classifier", "gpt2", "llama", "vit"])
@@ -71,15 +82,18 @@ def test_what_does_harm_goes_and_the_loss_falls(family: str) -> None:
     events: list[dict[str, Any]] = []
     run = Run(dtype="fp32", use_labels=True, progress=events.append)
     made = Recipe([AxFormer(groups=4, skip=1e9)]).apply(spoilt, task, run)
-    gone = {(e["removed"], tuple(e["units"])) for e in events if "removed" in e}
-    # of the three that were spoilt (a later removal may make up for one of them)
-    hit = [("ffn/2", (0,)) in gone, any(g in ("heads/1", "attention/1") for g, _ in gone)]
-    hit += [("neurons/0", tuple(range(16))) in gone or ("ffn/0", (0,)) in gone]
-    assert sum(hit) >= 2
+    reached = [e["loss"] for e in events]
     batches = axformer.decision_batches(spoilt, task, run, 256)
     before, after = (axformer.mean_loss(b, task, batches) for b in (spoilt, made))
-    assert after < before and after == pytest.approx([e["loss"] for e in events][-1], abs=1e-4)
+    assert reached == sorted(reached, reverse=True) and reached[0] <= before
+    assert after < before and after == pytest.approx(reached[-1], abs=1e-4)
     assert made.parameters < spoilt.parameters
+    # the same number of parts removed at random do worse
+    chance = [axformer.mean_loss(at_random(spoilt, len(events), seed), task, batches) for seed in range(3)]
+    assert after < min(chance)
+    # where no post-norm rescales what is left, all that was spoilt is gone
+    gone = {e["removed"] for e in events}
+    assert family != "llama" or gone >= {"ffn/3", "attention/2"}
 
 
 @pytest.mark.parametrize("family", ["bert-classifier", "gpt2", "llama", "vit"])
