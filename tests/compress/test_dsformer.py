@@ -215,7 +215,7 @@ def test_straight_through_finds_the_supports_that_fixed_ones_lack() -> None:
             optimizer.step()
         with torch.no_grad():
             lost[name] = float((layer(x) - x @ goal.T).square().mean() / (x @ goal.T).square().mean())
-    assert lost["straight-through"] < 0.7 * lost["fixed"]
+    assert lost["straight-through"] < 0.8 * lost["fixed"]
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "llama", "t5", "vit"])

@@ -223,6 +223,7 @@ def per_byte(bundle: Bundle) -> float:
     return nats / count
 
 
+@pytest.mark.slow
 def test_pieces_and_the_network_beat_random_rows(folders: dict[str, str]) -> None:
     """A decoder that has learnt its texts by heart, given a tokenizer it has never seen."""
     bundle = world.bundle("gpt2", "bpe")

@@ -10,7 +10,7 @@ import pytest
 from lightformers import papers
 from lightformers.papers import standing
 
-PAPER = papers.get("pre-crmsnorm")  # lightformers.compress.norms:ToRMSNorm
+PAPER = papers.get("pre-crmsnorm")  # lightformers.compress.fold.pre_crmsnorm:ToRMSNorm
 
 
 def write(root: Path, path: str, text: str) -> None:
@@ -20,7 +20,11 @@ def write(root: Path, path: str, text: str) -> None:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    write(tmp_path, "src/lightformers/compress/norms.py", "import nowhere_at_all\n\nclass ToRMSNorm: ...\n")
+    write(
+        tmp_path,
+        "src/lightformers/compress/fold/pre_crmsnorm.py",
+        "import nowhere_at_all\n\nclass ToRMSNorm: ...\n",
+    )
     write(tmp_path, "tests/compress/test_pre_crmsnorm.py", "def test_equal(): ...\n")
     finding = json.dumps({"slug": "pre-crmsnorm", "verdict": "holds here"})
     write(tmp_path, "results/pre-crmsnorm.json", finding)
@@ -36,10 +40,14 @@ def test_all_three_stand_and_nothing_is_imported(tree: Path) -> None:
 @pytest.mark.parametrize(
     "path, text, missing",
     [
-        ("src/lightformers/compress/norms.py", None, "code"),
-        ("src/lightformers/compress/norms.py", "from lightformers.elsewhere import ToRMSNorm\n", "code"),
-        ("src/lightformers/compress/norms.py", "class ToRMSNorm(:\n", "code"),
-        ("src/lightformers/compress/norms.py", "def f():\n    class ToRMSNorm: ...\n", "code"),
+        ("src/lightformers/compress/fold/pre_crmsnorm.py", None, "code"),
+        (
+            "src/lightformers/compress/fold/pre_crmsnorm.py",
+            "from lightformers.elsewhere import ToRMSNorm\n",
+            "code",
+        ),
+        ("src/lightformers/compress/fold/pre_crmsnorm.py", "class ToRMSNorm(:\n", "code"),
+        ("src/lightformers/compress/fold/pre_crmsnorm.py", "def f():\n    class ToRMSNorm: ...\n", "code"),
         ("tests/compress/test_pre_crmsnorm.py", None, "tests"),
         ("tests/compress/test_pre_crmsnorm.py", '"""To come."""\n', "tests"),
         ("results/pre-crmsnorm.json", None, "finding"),
@@ -58,11 +66,11 @@ def test_one_missing_piece_makes_it_planned(tree: Path, path: str, text: str | N
 
 
 def test_code_may_be_a_package_a_function_or_a_constant(tmp_path: Path) -> None:
-    write(tmp_path, "src/lightformers/compress/norms/__init__.py", "ToRMSNorm: int = 3\n")
+    write(tmp_path, "src/lightformers/compress/fold/pre_crmsnorm/__init__.py", "ToRMSNorm: int = 3\n")
     assert standing.has_code(PAPER, tmp_path)
-    write(tmp_path, "src/lightformers/compress/norms/__init__.py", "ToRMSNorm: int\n")
+    write(tmp_path, "src/lightformers/compress/fold/pre_crmsnorm/__init__.py", "ToRMSNorm: int\n")
     assert not standing.has_code(PAPER, tmp_path)
-    write(tmp_path, "src/lightformers/compress/norms/__init__.py", "def ToRMSNorm(): ...\n")
+    write(tmp_path, "src/lightformers/compress/fold/pre_crmsnorm/__init__.py", "def ToRMSNorm(): ...\n")
     assert standing.has_code(PAPER, tmp_path)
 
 
