@@ -13,7 +13,7 @@ SEARCH, VERIFY = 800, 2000  # pairs: what can be scored in full precision within
 def demo(
     out: Annotated[Path, typer.Option(help="Where the result goes; the same folder resumes.")] = Path("demo"),
     floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.97,
-    budget: Annotated[str, typer.Option(help="Time for everything.")] = "560s",
+    budget: Annotated[str, typer.Option(help="Time for everything.")] = "530s",
     use_labels: Annotated[
         bool, typer.Option("--use-labels", help="Let recovery learn from the pairs.")
     ] = False,

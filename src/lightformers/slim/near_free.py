@@ -60,10 +60,10 @@ def choose(session: Session, load: Sequence[Example]) -> Deploy:
             built[str(deploy)] = session.runner(session.bundle, deploy)
         try:
             calls = {n: call(r, load, session.task.reduce) for n, r in built.items()}
-            first_look = measure.compare(calls, rounds=1, warmup=1)
-            limit = 1.3 * min(t.min for t in first_look.values())
+            first_look = measure.compare(calls, rounds=2, warmup=1)
+            limit = 1.5 * min(t.min for t in first_look.values())
             calls = {n: c for n, c in calls.items() if first_look[n].min <= limit}
-            timings = measure.compare(calls, rounds=4, warmup=0)
+            timings = measure.compare(calls, rounds=3, warmup=0)
         finally:
             for runner in built.values():
                 runner.close()
