@@ -229,7 +229,7 @@ def test_pieces_and_the_network_beat_random_rows(folders: dict[str, str]) -> Non
     optimizer = torch.optim.Adam(bundle.model.parameters(), lr=3e-3)
     batch = bundle.processor(world.TEXTS, add_special_tokens=False, padding=True, return_tensors="pt")
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    for _ in range(60):
+    for _ in range(30):
         logits: Tensor = bundle.model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
         loss = nn.functional.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
         optimizer.zero_grad()
@@ -239,9 +239,9 @@ def test_pieces_and_the_network_beat_random_rows(folders: dict[str, str]) -> Non
         "pieces": 4,
         "hidden": 64,
         "layers": 1,
-        "warm_steps": 100,
-        "steps": 40,
-        "vocabulary": 400,
+        "warm_steps": 60,
+        "steps": 12,
+        "vocabulary": 350,
         "lr": 3e-3,
     }
     lost = {

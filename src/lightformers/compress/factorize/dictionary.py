@@ -77,24 +77,6 @@ def _errors(targets: Tensor, factors: Factors) -> Tensor:
     return (targets - sparse.scatter(-1, factors.index, factors.values) @ factors.atoms).square().sum(-1)
 
 
-def encode(targets: Tensor, factors: Factors, steps: int = 2) -> Factors:
-    """New codes by hard thresholding, from where the old ones are; cheap, and |targets - S D| does not grow.
-
-    Each step goes down the gradient of the squared error and keeps the largest coefficients of each row (Blumensath and
-    Davies, 2008, arXiv 0805.0510).
-    """
-    atoms, index, values = factors
-    turned = atoms.transpose(1, 2)
-    gram, right = atoms @ turned, targets @ turned
-    rate = 1 / torch.linalg.eigvalsh(gram)[:, -1].clamp(min=1e-12)[:, None, None]
-    sparse = values.new_zeros(*values.shape[:2], atoms.shape[1]).scatter(-1, index, values)
-    for _ in range(steps):
-        moved = sparse + rate * (right - sparse @ gram)
-        index = best(moved, values.shape[2])
-        sparse = torch.zeros_like(moved).scatter(-1, index, moved.gather(-1, index))
-    return Factors(atoms, index, sparse.gather(-1, index))
-
-
 def refit(targets: Tensor, factors: Factors) -> Factors:
     """New atoms by least squares for known coefficients, at unit length; unused ones become the worst rows' errors."""
     _, index, values = factors
@@ -162,7 +144,7 @@ def unlike(targets: Tensor, count: int) -> Tensor:
     return torch.cat(chosen, 1)
 
 
-def refresh(weight: Tensor, factors: Factors, whole: bool = False) -> Factors:
-    """Factors of a matrix that has moved: new codes and new atoms, once (float32). whole: by pursuit, which is slower."""
+def refresh(weight: Tensor, factors: Factors) -> Factors:
+    """Factors of a matrix that has moved: new codes by pursuit among the old atoms, then new atoms, once (float32)."""
     targets = split(weight.detach().float(), factors.atoms.shape[2])
-    return refit(targets, pursue(targets, factors) if whole else encode(targets, factors))
+    return refit(targets, pursue(targets, factors))
