@@ -114,8 +114,8 @@ def test_codes_of_orthonormal_atoms_are_the_best() -> None:
         for support in itertools.combinations(range(5), 2):
             basis = atoms[0, list(support)]
             gaps[support] = float((targets[0, row] @ basis.T @ basis - targets[0, row]).norm())
-        assert tuple(found.index[0, row].tolist()) == min(gaps, key=gaps.__getitem__)
-        got = found.values[0, row] @ atoms[0, found.index[0, row]]
+        assert tuple(found.support[0, row].tolist()) == min(gaps, key=gaps.__getitem__)
+        got = found.values[0, row] @ atoms[0, found.support[0, row]]
         assert float((got - targets[0, row]).norm()) == pytest.approx(min(gaps.values()), abs=1e-4)
 
 
@@ -132,7 +132,7 @@ def test_pursuit_is_the_literal_algorithm() -> None:
             rest = target - values @ atoms[0, support]
         old = torch.linalg.lstsq(atoms[0, [4, 5]].T, target[:, None]).solution[:, 0] @ atoms[0, [4, 5]]
         want = sorted(support) if float(rest.norm()) < float((target - old).norm()) else [4, 5]
-        assert found.index[0, row].tolist() == want
+        assert found.support[0, row].tolist() == want
     rows = unlike(torch.tensor([[[3.0, 0.0], [2.9, 0.1], [0.0, 1.0], [0.0, 0.5]]]), 2)
     torch.testing.assert_close(rows, torch.eye(2)[None])
 
@@ -158,7 +158,7 @@ def test_unused_atoms_are_put_to_use() -> None:
     found = Factors(torch.randn(2, 12, 16), torch.zeros(2, 64, 1, dtype=torch.long), torch.ones(2, 64, 1))
     for _ in range(15):
         found = pursue(targets, refit(targets, found))
-    assert len(found.index.unique()) > 6
+    assert len(found.support.unique()) > 6
 
 
 def test_planted_atoms_beat_low_rank_at_equal_bytes() -> None:

@@ -13,15 +13,15 @@ _RIDGE = 1e-6
 
 
 class Factors(NamedTuple):
-    """atoms (t, r, c); index int64 and values (t, out, s): row o of block t is the sum of values times atoms."""
+    """atoms (t, r, c); support int64 and values (t, out, s): row o of block t is the sum of values times atoms."""
 
     atoms: Tensor
-    index: Tensor
+    support: Tensor
     values: Tensor
 
     def dense(self, in_features: int) -> Tensor:
         """The matrix (out, in) that they stand for."""
-        return assemble(self.atoms, self.index, self.values, in_features)
+        return assemble(self.atoms, self.support, self.values, in_features)
 
 
 def split(weight: Tensor, block: int) -> Tensor:
@@ -74,7 +74,7 @@ def pursue(targets: Tensor, factors: Factors) -> Factors:
 def _errors(targets: Tensor, factors: Factors) -> Tensor:
     """Squared error of each row, (t, out)."""
     sparse = targets.new_zeros(*targets.shape[:2], factors.atoms.shape[1])
-    return (targets - sparse.scatter(-1, factors.index, factors.values) @ factors.atoms).square().sum(-1)
+    return (targets - sparse.scatter(-1, factors.support, factors.values) @ factors.atoms).square().sum(-1)
 
 
 def refit(targets: Tensor, factors: Factors) -> Factors:
@@ -102,7 +102,7 @@ def _reseed(targets: Tensor, factors: Factors, used: Tensor) -> Tensor:
     """Atoms that nobody uses point at the errors of the worst rows, largest first."""
     atoms = factors.atoms.clone()
     sparse = factors.values.new_zeros(*factors.values.shape[:2], atoms.shape[1])
-    error = targets - sparse.scatter(-1, factors.index, factors.values) @ atoms
+    error = targets - sparse.scatter(-1, factors.support, factors.values) @ atoms
     for t in range(len(atoms)):
         free = (~used[t]).nonzero().flatten()
         worst = error[t].norm(dim=-1).argsort(dim=-1, descending=True, stable=True)[: len(free)]
@@ -124,7 +124,7 @@ def factorize(weight: Tensor, block: int, atoms: int, nonzeros: int, iterations:
     for _ in range(iterations):
         found = pursue(targets, refit(targets, found))
     found = refit(targets, found)
-    return Factors(found.atoms.to(weight.dtype), found.index, found.values.to(weight.dtype))
+    return Factors(found.atoms.to(weight.dtype), found.support, found.values.to(weight.dtype))
 
 
 def unlike(targets: Tensor, count: int) -> Tensor:

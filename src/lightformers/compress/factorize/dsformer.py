@@ -198,4 +198,4 @@ def _store(model: nn.Module, factors: dict[str, Factors]) -> None:
 
 def _packed(found: Factors, bias: Tensor | None, in_features: int, dtype: torch.dtype) -> DenseSparseLinear:
     atoms, values = found.atoms.to(dtype), found.values.to(dtype)
-    return DenseSparseLinear.from_factors(atoms, found.index, values, bias, in_features)
+    return DenseSparseLinear.from_factors(atoms, found.support, values, bias, in_features)
