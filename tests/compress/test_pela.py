@@ -57,7 +57,8 @@ def apart(bundle: Bundle, teacher: Bundle) -> float:
     gaps = []
     for path in linears(anatomy.of(teacher.model)):
         layer: Any = anatomy.get(bundle.model, path)
-        gaps.append(float((layer.second @ layer.first - anatomy.linear(teacher.model, path)[0]).abs().max()))
+        difference = layer.second @ layer.first - anatomy.linear(teacher.model, path)[0]
+        gaps.append(float(difference.detach().abs().max()))
     return sum(gaps) / len(gaps)
 
 

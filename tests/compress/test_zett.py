@@ -211,9 +211,9 @@ def _task() -> Task:
     return Task()
 
 
-def per_byte(bundle: Bundle) -> float:
+def per_byte(bundle: Bundle, texts: list[str]) -> float:
     nats, count = 0.0, 0
-    for text in world.TEXTS[::3]:
+    for text in texts:
         ids = torch.tensor([bundle.processor(text, add_special_tokens=False)["input_ids"]])
         if ids.shape[1] > 1:
             with torch.no_grad():
@@ -225,35 +225,31 @@ def per_byte(bundle: Bundle) -> float:
 
 @pytest.mark.slow
 def test_pieces_and_the_network_beat_random_rows(folders: dict[str, str]) -> None:
-    """A decoder that has learnt its texts by heart, given a tokenizer it has never seen."""
-    bundle = world.bundle("gpt2", "bpe")
-    optimizer = torch.optim.Adam(bundle.model.parameters(), lr=3e-3)
-    batch = bundle.processor(world.TEXTS, add_special_tokens=False, padding=True, return_tensors="pt")
+    """A decoder that has learnt some texts by heart, given a tokenizer it has never seen."""
+    bundle, texts = world.bundle("gpt2", "bpe"), world.TEXTS[:30]
+    optimizer = torch.optim.Adam(bundle.model.parameters(), lr=5e-3)
+    batch = bundle.processor(texts, add_special_tokens=False, padding=True, return_tensors="pt")
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
-    for _ in range(60):
+    for _ in range(80):
         logits: Tensor = bundle.model(input_ids=ids, attention_mask=mask.long()).logits[:, :-1]
         loss = nn.functional.cross_entropy(logits[mask[:, 1:]], ids[:, 1:][mask[:, 1:]])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    small = {
+    small: dict[str, Any] = {
         "pieces": 4,
         "hidden": 64,
         "layers": 1,
-        "warm_steps": 100,
-        "steps": 40,
-        "vocabulary": 400,
-        "lr": 3e-3,
+        "warm_steps": 60,
+        "steps": 25,
+        "vocabulary": 350,
     }
-    lost = {
-        rows: per_byte(
-            Recipe([ZeroShotTokenizer(folders["unigram200"], rows, **small)]).apply(
-                bundle, _task(), Run(dtype="fp32")
-            )
-        )  # type: ignore[arg-type]
-        for rows in ("lexical", "mean", "network")
-    }
-    assert lost["mean"] < lost["lexical"] and lost["network"] < lost["lexical"]
+    task = Task(splits={"train": [{"text": t} for t in texts], "verify": []})
+    lost = {}
+    for rows in ("lexical", "mean", "network"):
+        step = ZeroShotTokenizer(folders["unigram200"], rows, lr=3e-3, **small)  # type: ignore[arg-type]
+        lost[rows] = per_byte(Recipe([step]).apply(bundle, task, Run(dtype="fp32")), texts)
+    assert lost["mean"] < 0.97 * lost["lexical"] and lost["network"] < 0.97 * lost["lexical"], lost
 
 
 def test_bad_input_is_refused_untouched(folders: dict[str, str], tmp_path: Path) -> None:

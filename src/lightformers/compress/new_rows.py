@@ -105,7 +105,9 @@ def cooccurrence(texts: Iterable[Sequence[int]], count: int, width: int = 64, wi
     rows, columns = keys // count, keys % count
     sums = torch.zeros(count).index_add_(0, rows, values)
     information = (values * values.sum() / (sums[rows] * sums[columns])).log().clamp(min=0)
-    matrix = torch.sparse_coo_tensor(torch.stack([rows, columns]), information, (count, count)).coalesce()
+    matrix = torch.sparse_coo_tensor(
+        torch.stack([rows, columns]), information, (count, count), check_invariants=True
+    ).coalesce()
     with torch.random.fork_rng():
         torch.manual_seed(0)
         u, s, _ = torch.svd_lowrank(matrix, min(width, count - 1), niter=4)

@@ -149,7 +149,7 @@ def check(bundle: Bundle, new: Speller, special: dict[int, int]) -> None:
     owner: Any = host(bundle.model)[1]
     if found.embeddings is None or not hasattr(owner, "config"):
         raise ModelError("this model has no word embedding whose rows could be made anew")
-    words = anatomy.get(bundle.model, found.embeddings).weight  # type: ignore[operator]
+    words: Any = anatomy.get(bundle.model, found.embeddings).weight
     head = new_rows.output(bundle.model)
     if head is not None and head.shape != words.shape:
         raise ModelError(

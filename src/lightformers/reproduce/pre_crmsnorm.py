@@ -69,9 +69,9 @@ def run(budget: float = common.FULL) -> Finding:
     widths = (256, 512, 1024)[: 1 if clock.short else 3]
     for width in widths:
         for factors in _times(width, clock, len(seeds)):
-            for kind, (norm, whole) in factors.items():
-                note(_NAMES[kind], f"norm, times faster, width {width}", norm)
-                note(_NAMES[kind], f"forward, times faster, width {width}", whole)
+            for timed, (norm, whole) in factors.items():
+                note(_NAMES[timed], f"norm, times faster, width {width}", norm)
+                note(_NAMES[timed], f"forward, times faster, width {width}", whole)
     return _conclude(clock, seeds, cells, widths)
 
 
@@ -86,8 +86,8 @@ def _stretch(model: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.LayerNorm):
-            module.weight += 0.1 * torch.randn(module.weight.shape, generator=generator)
-            module.bias += 0.1 * torch.randn(module.bias.shape, generator=generator)
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
 
 
 @torch.no_grad()
@@ -133,10 +133,11 @@ def _twins(model: nn.Module, ids: Tensor, steps: int, seed: int) -> float:
 
 
 @torch.no_grad()
-def _times(width: int, clock: common.Clock, repeats: int) -> list[dict[str, tuple[float, float]]]:
+def _times(width: int, clock: common.Clock, repeats: int) -> list[dict[Kind, tuple[float, float]]]:
     """Per repeat: kind -> how many times faster than LayerNorm a norm and a forward of four blocks are."""
     model = characters.decoder(64, 0, width=width, heads=width // 64)
-    models = {_BASE: model, **{kind: convert(model, kind) for kind in _KINDS}}
+    models: dict[str, nn.Module] = {_BASE: model}
+    models.update({kind: convert(model, kind) for kind in _KINDS})
     batch = characters.drawn(torch.arange(1000) % 64, 1, 0, size=4)[0]
     x = torch.randn(4 * characters.LENGTH, width)
     x -= x.mean(-1, keepdim=True)

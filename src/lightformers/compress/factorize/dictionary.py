@@ -13,15 +13,15 @@ _RIDGE = 1e-6
 
 
 class Factors(NamedTuple):
-    """atoms (t, r, c); index int64 and values (t, out, s): row o of block t is the sum of values times atoms."""
+    """atoms (t, r, c); support int64 and values (t, out, s): row o of block t is the sum of values times atoms."""
 
     atoms: Tensor
-    index: Tensor
+    support: Tensor
     values: Tensor
 
     def dense(self, in_features: int) -> Tensor:
         """The matrix (out, in) that they stand for."""
-        return assemble(self.atoms, self.index, self.values, in_features)
+        return assemble(self.atoms, self.support, self.values, in_features)
 
 
 def split(weight: Tensor, block: int) -> Tensor:
@@ -74,25 +74,7 @@ def pursue(targets: Tensor, factors: Factors) -> Factors:
 def _errors(targets: Tensor, factors: Factors) -> Tensor:
     """Squared error of each row, (t, out)."""
     sparse = targets.new_zeros(*targets.shape[:2], factors.atoms.shape[1])
-    return (targets - sparse.scatter(-1, factors.index, factors.values) @ factors.atoms).square().sum(-1)
-
-
-def encode(targets: Tensor, factors: Factors, steps: int = 2) -> Factors:
-    """New codes by hard thresholding, from where the old ones are; cheap, and |targets - S D| does not grow.
-
-    Each step goes down the gradient of the squared error and keeps the largest coefficients of each row (Blumensath and
-    Davies, 2008, arXiv 0805.0510).
-    """
-    atoms, index, values = factors
-    turned = atoms.transpose(1, 2)
-    gram, right = atoms @ turned, targets @ turned
-    rate = 1 / torch.linalg.eigvalsh(gram)[:, -1].clamp(min=1e-12)[:, None, None]
-    sparse = values.new_zeros(*values.shape[:2], atoms.shape[1]).scatter(-1, index, values)
-    for _ in range(steps):
-        moved = sparse + rate * (right - sparse @ gram)
-        index = best(moved, values.shape[2])
-        sparse = torch.zeros_like(moved).scatter(-1, index, moved.gather(-1, index))
-    return Factors(atoms, index, sparse.gather(-1, index))
+    return (targets - sparse.scatter(-1, factors.support, factors.values) @ factors.atoms).square().sum(-1)
 
 
 def refit(targets: Tensor, factors: Factors) -> Factors:
@@ -120,7 +102,7 @@ def _reseed(targets: Tensor, factors: Factors, used: Tensor) -> Tensor:
     """Atoms that nobody uses point at the errors of the worst rows, largest first."""
     atoms = factors.atoms.clone()
     sparse = factors.values.new_zeros(*factors.values.shape[:2], atoms.shape[1])
-    error = targets - sparse.scatter(-1, factors.index, factors.values) @ atoms
+    error = targets - sparse.scatter(-1, factors.support, factors.values) @ atoms
     for t in range(len(atoms)):
         free = (~used[t]).nonzero().flatten()
         worst = error[t].norm(dim=-1).argsort(dim=-1, descending=True, stable=True)[: len(free)]
@@ -142,7 +124,7 @@ def factorize(weight: Tensor, block: int, atoms: int, nonzeros: int, iterations:
     for _ in range(iterations):
         found = pursue(targets, refit(targets, found))
     found = refit(targets, found)
-    return Factors(found.atoms.to(weight.dtype), found.index, found.values.to(weight.dtype))
+    return Factors(found.atoms.to(weight.dtype), found.support, found.values.to(weight.dtype))
 
 
 def unlike(targets: Tensor, count: int) -> Tensor:
@@ -162,7 +144,7 @@ def unlike(targets: Tensor, count: int) -> Tensor:
     return torch.cat(chosen, 1)
 
 
-def refresh(weight: Tensor, factors: Factors, whole: bool = False) -> Factors:
-    """Factors of a matrix that has moved: new codes and new atoms, once (float32). whole: by pursuit, which is slower."""
+def refresh(weight: Tensor, factors: Factors) -> Factors:
+    """Factors of a matrix that has moved: new codes by pursuit among the old atoms, then new atoms, once (float32)."""
     targets = split(weight.detach().float(), factors.atoms.shape[2])
-    return refit(targets, pursue(targets, factors) if whole else encode(targets, factors))
+    return refit(targets, pursue(targets, factors))

@@ -27,18 +27,16 @@ Method = Literal["straight-through", "fixed", "once"]
 class StraightThroughLinear(nn.Module):
     """A dense layer that multiplies with the factorised form of its weight, and learns as if it did not.
 
-    Forward: the matrix of the factors; backward: the gradient goes to the latent `weight` unchanged. Whenever the weight
-    has changed, the factors are brought up to date (every `every`-th change; every `whole`-th more thoroughly).
+    Forward: the matrix of the factors; backward: the gradient goes to the latent `weight` unchanged. Each time the weight
+    has changed `every` times, the factors are brought up to date.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, factors: Factors, every: int = 1, whole: int = 100
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, factors: Factors, every: int = 1) -> None:
         super().__init__()
         self.out_features, self.in_features = weight.shape
         self.weight = nn.Parameter(weight.detach().clone())
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-        self.factors, self.every, self.whole = factors, every, whole
+        self.factors, self.every = factors, every
         self.changes = 0
         self.stale = False
         self._seen = self.weight._version
@@ -52,15 +50,15 @@ class StraightThroughLinear(nn.Module):
             self._seen, self.stale = self.weight._version, True
             self.changes += 1
             if self.changes % self.every == 0:
-                self.update(self.changes % self.whole == 0)
+                self.update()
         return self._matrix.to(self.weight)
 
     @torch.no_grad()
-    def update(self, whole: bool = False) -> None:
+    def update(self) -> None:
         """Bring the factors up to date with the weight."""
         factors = Factors(*(t.to(self.weight.device) for t in self.factors))
         with torch.autocast(self.weight.device.type, enabled=False):
-            factors = refresh(self.weight, factors, whole)
+            factors = refresh(self.weight, factors)
             self._matrix = factors.dense(self.in_features)
         self.factors, self.stale = factors, False
 
@@ -85,7 +83,7 @@ class DenseSparse:
     method: "straight-through" trains latent dense weights through the factorisation, so that supports, bases and
         coefficients adapt to what the model is for; "fixed" factorises once and trains what it got; "once" does not train.
     where: "attention", "ffn" or both. iterations: of the dictionary learning at the beginning.
-    every: updates between two refreshes of the factors.
+    every: updates between two refreshes of the factors; fewer learn faster and take longer.
     lr, epochs, seconds, share: of the training, which is that of `Recover`: the original's outputs are the targets, and
         labels count where the run uses them.
 
@@ -100,7 +98,7 @@ class DenseSparse:
     method: Method = "straight-through"
     where: tuple[str, ...] = ("attention", "ffn")
     iterations: int = 10
-    every: int = 1
+    every: int = 5
     lr: float = 1e-4
     epochs: float = 3.0
     seconds: float | None = None
@@ -173,7 +171,7 @@ class DenseSparse:
         return max(0, min(int((dense / self.ratio - empty) // each), self.atoms))
 
 
-def loosen(model: nn.Module, factors: dict[str, Factors], every: int = 1) -> None:
+def loosen(model: nn.Module, factors: dict[str, Factors], every: int = 5) -> None:
     """Put straight-through layers in place; `settle` ends the training."""
     for path, found in factors.items():
         weight, bias = anatomy.linear(model, path)
@@ -200,4 +198,4 @@ def _store(model: nn.Module, factors: dict[str, Factors]) -> None:
 
 def _packed(found: Factors, bias: Tensor | None, in_features: int, dtype: torch.dtype) -> DenseSparseLinear:
     atoms, values = found.atoms.to(dtype), found.values.to(dtype)
-    return DenseSparseLinear.from_factors(atoms, found.index, values, bias, in_features)
+    return DenseSparseLinear.from_factors(atoms, found.support, values, bias, in_features)

@@ -64,7 +64,7 @@ class FusedLinear(nn.Module):
             weight = weight + self.lora[0] @ self.lora[1]
         if len(self.coefficients):
             weight = weight + (self.coefficients[0] @ self.coefficients[1]) * self.injected
-        if self.bias_coefficient is not None and bias is not None:
+        if self.bias_coefficient is not None and bias is not None and self.injected_bias is not None:
             bias = bias + self.bias_coefficient * self.injected_bias
         return weight, bias
 

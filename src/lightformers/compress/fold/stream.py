@@ -138,7 +138,8 @@ def _structure(model: nn.Module, found: Anatomy) -> tuple[str, set[str], dict[st
             f"no norm stands behind the last block of this {found.family} model: it is post-norm, and the mean of its "
             "residual stream matters"
         )
-    writers, scales = set(), {}
+    writers: set[str] = set()
+    scales: dict[str, str] = {}
     for block in found.blocks:
         if block.attention is None or block.feed_forward is None:
             raise ModelError(f"{block.path} has no attention or no feed-forward")
