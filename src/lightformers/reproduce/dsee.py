@@ -10,6 +10,7 @@ random; most of the drop made up by the tuning afterwards.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
@@ -27,6 +28,7 @@ CLAIM = (
 )
 TOLERANCE = 0.01
 _LR = 1e-3
+_LEAST_TOKENS = 2000
 _RANK, _BOTH, _FREE = "rank 4", "rank 3 + 768 entries", "rank 1 + 2,304 entries"
 _UPDATE, _CHANCE, _WEIGHT = "pruned by update", "pruned at random", "pruned by magnitude"
 _ARMS: dict[str, DSEE] = {
@@ -61,6 +63,10 @@ def run(budget: float = common.FULL) -> Finding:
 
 def _one(encoder: Bundle, task: Any, step: DSEE, tokens: int, seed: int) -> tuple[float, int]:
     """Accuracy, and how many numbers the updates hold."""
+    if tokens < _LEAST_TOKENS:
+        step = dataclasses.replace(
+            step, support="magnitude"
+        )  # a run too short to say anything need not split
     start = common.classifier(encoder.copy(), len(task.labels), seed)
     made = Recipe([step]).apply(start, task, Run(seed=seed, tokens=tokens, use_labels=True))
     held = sum(p.numel() for _, layer in updated(made.model) for p in layer.parameters())
@@ -74,10 +80,16 @@ def _plan(clock: common.Clock, encoder: Bundle, task: Any, arms: int, seeds: int
     _one(encoder, task, _ARMS[_UPDATE], 64, 99)
     fixed = time.monotonic() - begun
     probe = 4000 if not clock.short else 800
+    if not clock.short:
+        begun = time.monotonic()
+        _one(encoder, task, _ARMS[_UPDATE], _LEAST_TOKENS, 99)  # splits, once per seed
+        split = time.monotonic() - begun
+    else:
+        split = 0.0
     begun = time.monotonic()
     _one(encoder, task, _ARMS[_UPDATE], probe, 99)
     rate = probe / max(time.monotonic() - begun - fixed, 0.05)
-    return max(int(rate * (clock.left() / seeds / arms - fixed)), 64)
+    return max(int(rate * ((clock.left() / seeds - split) / arms - fixed)), 64)
 
 
 def _conclude(

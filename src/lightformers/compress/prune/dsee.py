@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
+import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, get_args
@@ -47,18 +49,35 @@ def sparse_part(weight: Tensor, generator: torch.Generator, rounds: int = _ROUND
         if len(right) + _GROW > _RANKS * min(w.shape):
             break
         error = w - left @ right - sparse
-        right = torch.cat([right, torch.linalg.qr(error).R[:_GROW]])
+        right = torch.cat([right, torch.linalg.qr(error, mode="r").R[:_GROW]])
     return found
 
 
-def support(weight: Tensor, entries: int, how: Support, generator: torch.Generator) -> Tensor:
+#: Where splits found their largest entries, for the last matrices: a search over steps splits the same ones again.
+_known: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+_REMEMBERED = 64
+
+
+def support(weight: Tensor, entries: int, how: Support, seed: int) -> Tensor:
     """Flat positions (entries,) of the free entries, ascending; exactly that many, ties to the lower position."""
     if entries > weight.numel():
         raise UserError(f"{entries} free entries are more than the {weight.numel()} weights of a matrix")
+    generator = torch.Generator().manual_seed(seed)
     if how == "random":
         return torch.randperm(weight.numel(), generator=generator)[:entries].sort().values
-    chosen = sparse_part(weight, generator) if how == "decompose" else weight.detach().float().cpu()
-    return chosen.abs().flatten().argsort(descending=True, stable=True)[:entries].sort().values
+    if how == "magnitude" or not entries:
+        return _largest(weight.detach().float().cpu())[:entries].sort().values
+    key = (zlib.crc32(weight.detach().float().cpu().contiguous().numpy().tobytes()), seed)
+    if key not in _known:
+        _known[key] = _largest(sparse_part(weight, generator)).int()
+    _known.move_to_end(key)
+    while len(_known) > _REMEMBERED:
+        _known.popitem(last=False)
+    return _known[key][:entries].long().sort().values
+
+
+def _largest(matrix: Tensor) -> Tensor:
+    return matrix.abs().flatten().argsort(descending=True, stable=True)
 
 
 @dataclass(frozen=True)
@@ -118,9 +137,9 @@ class DSEE:
         run = replace(common.shared(run, self.share, self.seconds), use_labels=True)
         half = common.shared(run, 0.5) if self.before and self.after else run
         generator = torch.Generator().manual_seed(run.seed)
-        for path in places:
+        for number, path in enumerate(places):
             weight, bias = anatomy.linear(bundle.model, path)
-            chosen = support(weight, self.entries, self.support, generator)
+            chosen = support(weight, self.entries, self.support, run.seed * 1_000_003 + number)
             layer = SparseLowRankLinear.from_weight(
                 weight.detach(), bias, self.rank, chosen, self.alpha, generator
             )
