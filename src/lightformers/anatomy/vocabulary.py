@@ -80,9 +80,9 @@ def _vocabulary_tensors(owner: nn.Module, anatomy: Anatomy, config: Any, size: i
     if config is not None:
         section = "" if config is owner.config else "text_config"
         try:
-            found = changed(twin(owner), twin(owner, {"vocab_size": size + _PROBE}, section))
+            sizes = changed(twin(owner), twin(owner, {"vocab_size": size + _PROBE}, section))
             # a step may have given the head a bias that transformers does not build
-            return {**found, **({f"{anatomy.head}.bias": [0]} if f"{anatomy.head}.weight" in found else {})}
+            return {**sizes, **({f"{anatomy.head}.bias": [0]} if f"{anatomy.head}.weight" in sizes else {})}
         except ModelError:
             pass
     found: dict[str, list[int]] = {}

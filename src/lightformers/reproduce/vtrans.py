@@ -82,7 +82,7 @@ def _pruned(dense: Bundle, task: Any, arm: str, tokens: int, seed: int) -> Bundl
     score: Any = "magnitude" if arm == _MAGNITUDE else "random"
     keep = 1 - SPARSITY
     # 12 heads: five of them are 0.417 of the attention, so the feed-forward makes up for it
-    cuts = [
+    cuts: list[Any] = [
         PruneHeads(5 / 12, score, reconstruct=False),
         PruneChannels(keep - 0.01, 8, True, score, compensate=False, reconstruct=False),
     ]

@@ -58,7 +58,8 @@ class Gate(nn.Module):
 
     @property
     def log_var(self) -> Tensor:
-        return (self.raw_log_var.float() * self.rate).clamp(-20.0, 20.0)  # type: ignore[operator, return-value]
+        value: Tensor = self.raw_log_var.float() * self.rate  # type: ignore[operator, assignment]
+        return value.clamp(-20.0, 20.0)
 
     @property
     def log_alpha(self) -> Tensor:

@@ -67,8 +67,8 @@ def _interface(
 ) -> tuple[Tensor, None]:  # fmt: skip
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    keys, weights, match = getattr(module, _PLACE, (key.shape[2], "soft", "score"))
-    out = hard_attention(query, key, value, attention_mask, keys, weights, match, scaling)
+    settings: Any = getattr(module, _PLACE, (key.shape[2], "soft", "score"))
+    out = hard_attention(query, key, value, attention_mask, *settings, scaling)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -168,9 +168,8 @@ class Bottleneck(nn.Module):
         loss: Tensor = self.base(module, batch)
         goal = self.target()
         self.tokens += count(batch)
-        bits = torch.stack(
-            [self.weights[n] * gates.divergence(g.mean, g.log_var) for n, g in self.gates.items()]
-        )  # type: ignore[arg-type]
+        every: list[tuple[str, Any]] = list(self.gates.items())
+        bits = torch.stack([self.weights[n] * gates.divergence(g.mean, g.log_var) for n, g in every])
         gone = 1.0 - self.where.size(gates.alive(self.gates)) / self.where.total
         return (
             loss + self.step.bottleneck * bits.sum() + budget_loss(gone, goal, self.multipliers * self.climb)
@@ -193,8 +192,9 @@ def cut(
     found = anatomy.of(bundle.model)
     multiple = _multiple(bundle, round_to)
     gates.fold(bundle.model, where, learnt)
-    noise = {name: gate.log_alpha.detach() for name, gate in learnt.items()}  # type: ignore[union-attr]
-    kept = {name: int(gate.kept.sum()) for name, gate in learnt.items()}  # type: ignore[union-attr, operator, arg-type]
+    every: list[tuple[str, Any]] = list(learnt.items())
+    noise = {name: gate.log_alpha.detach() for name, gate in every}
+    kept = {name: int(gate.kept.sum()) for name, gate in every}
     open_heads = {i: kept[n] if kept[f"attention/{i}"] else 0 for i, (n, _, _) in where.heads.items()}
     open_neurons = {i: kept[f"neurons/{i}"] if kept[f"ffn/{i}"] else 0 for i in where.neurons}
     gone = {i for i, b in enumerate(found.blocks) if not b.cross_attention and not open_heads.get(i, 0) + open_neurons.get(i, 0)}  # fmt: skip
