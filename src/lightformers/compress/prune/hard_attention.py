@@ -67,8 +67,9 @@ def _interface(
 ) -> tuple[Tensor, None]:  # fmt: skip
     if (groups := query.shape[1] // key.shape[1]) > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    settings: Any = getattr(module, _PLACE, (key.shape[2], "soft", "score"))
-    out = hard_attention(query, key, value, attention_mask, *settings, scaling)
+    settings: tuple[int, Any, Any] = getattr(module, _PLACE, (key.shape[2], "soft", "score"))
+    keys, weights, match = settings
+    out = hard_attention(query, key, value, attention_mask, keys, weights, match, scaling)
     return out.transpose(1, 2).contiguous(), None
 
 
