@@ -20,7 +20,7 @@ demo: $(VENV)/.base  ## slim the embedded default and write demo/report.html
 	$(BIN)/lightformers demo
 
 test: $(VENV)/.dev  ## the fast tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 export NO_MKDOCS_2_WARNING := 1
 
