@@ -12,6 +12,8 @@ from lightformers.errors import DataError, MissingExtra
 from lightformers.loading import packaged_model
 from lightformers.reproduce import Finding, common, llm_int8
 
+#: Experiments that take minutes even at a tiny budget.
+SLOW = ("axformer", "dsformer")
 NEEDS = {
     "bct": ("trec", "sst2"),
     "axformer": ("trec",),
@@ -37,7 +39,9 @@ NEEDS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("slug", sorted(NEEDS))
+@pytest.mark.parametrize(
+    "slug", [pytest.param(s, marks=pytest.mark.slow) if s in SLOW else s for s in sorted(NEEDS)]
+)
 def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
     try:
         for name in NEEDS[slug]:
