@@ -149,9 +149,10 @@ def test_experiments_have_a_claim_and_a_docstring() -> None:
     folder = Path(reproduce.__file__).parent
     for slug in reproduce.available():
         tree = ast.parse((folder / f"{slug.replace('-', '_')}.py").read_text(encoding="utf-8"))
-        names = {target.id for node in tree.body if isinstance(node, ast.Assign) for target in node.targets}
-        names |= {node.target.id for node in tree.body if isinstance(node, ast.AnnAssign)}
-        names |= {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+        for node in tree.body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            names |= {n.id for target in targets if target for n in ast.walk(target) if isinstance(n, ast.Name)}
         assert {"CLAIM", "run"} <= names, slug
         assert f"lightformers reproduce {slug}" in (ast.get_docstring(tree) or ""), slug
 
