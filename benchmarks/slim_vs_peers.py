@@ -30,6 +30,7 @@ from peers_page import ENCODE, SLIM
 
 from lightformers import measure, reproduce, runners, stats, tasks
 from lightformers.bundle import Bundle, Example, load
+from lightformers.cli import demo
 from lightformers.errors import UserError
 from lightformers.files import read_json, write_json, write_text
 from lightformers.loading import packaged_model
@@ -209,7 +210,10 @@ def qualities(bundle: Bundle, task: Any, entries: Sequence[Entry], limit: int) -
 def subject(name: str) -> tuple[Bundle, Any, list[str]]:
     """The model, the task, and the command that slims them."""
     if name == "retrieval":
-        return load(packaged_model()), tasks.python_docs.default(), ["demo"]
+        task = tasks.python_docs.default(
+            search=demo.SEARCH, verify=demo.VERIFY
+        )  # the pairs that the demo uses
+        return load(packaged_model()), task, ["demo"]
     folder = train_sst2.ready(train_sst2.FOLDER, say)
     bundle = load(folder, task="text-classification")
     data = str(reproduce.data("sst2"))
