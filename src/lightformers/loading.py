@@ -139,6 +139,8 @@ def _model(
     auto = HEADS[task][0] if task else "AutoModel"
     if named:
         _check_head(named, task)
+    if task == "embedding" and type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
+        auto = "AutoModelForTextEncoding"  # of t5 and its like the encoder alone gives vectors
     cls = getattr(transformers, named, None) if named and (task != "embedding") else None
     loader = cls if cls is not None else getattr(transformers, auto)
     try:

@@ -8,7 +8,7 @@ from lightformers.slim import plan
 
 
 def trial(name: str, ms: float, ratio: float, seconds: float = 30.0) -> dict:
-    return {"name": name, "predicted_ms": ms, "ratio": ratio, "seconds": seconds}
+    return {"name": name, "cost": ms, "ratio": ratio, "seconds": seconds}
 
 
 @pytest.mark.parametrize("training", [25, 60, 200, 900, 5000, 40000])
@@ -47,16 +47,16 @@ def test_foreseen_is_monotone_in_time_and_never_passes_one():
 
 
 def test_pareto_and_spread():
-    points = [{"predicted_ms": m, "distance": d} for m, d in ((1, 9), (2, 5), (3, 6), (4, 1), (5, 2), (8, 0))]
+    points = [{"cost": m, "distance": d} for m, d in ((1, 9), (2, 5), (3, 6), (4, 1), (5, 2), (8, 0))]
     frontier = plan.pareto(points)
-    assert [p["predicted_ms"] for p in frontier] == [1, 2, 4, 8]
+    assert [p["cost"] for p in frontier] == [1, 2, 4, 8]
     chosen = plan.spread(points, 2)
     assert len(chosen) == 2 and all(p in frontier for p in chosen) and chosen[0] == frontier[0]
     assert plan.spread(points, 10) == frontier
 
 
 def test_little_training_tries_only_what_moved_little():
-    points = [{"predicted_ms": m, "distance": d} for m, d in ((1, 0.6), (2, 0.2), (3, 0.09), (4, 0.0))]
+    points = [{"cost": m, "distance": d} for m, d in ((1, 0.6), (2, 0.2), (3, 0.09), (4, 0.0))]
     kept = [len(plan.recoverable(points, passes)) for passes in (30, 100, 1500, 6000, 9000)]
     assert kept == [1, 1, 3, 4, 4]
     assert plan.recoverable([], 100) == []

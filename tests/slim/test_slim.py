@@ -175,6 +175,36 @@ def test_killed_resumed_proven_and_reloaded(world, tmp_path):
     assert other.returncode == 2 and "--restart" in other.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "wanted"),
+    [
+        (["--steps", "minitron,minilm,llm-int8", "--allow-custom"], {"minitron"}),
+        (
+            ["--steps", "obert,vtrans,bct,trim-vocabulary", "--allow-custom", "--goal", "size"],
+            {"obert", "vtrans"},
+        ),
+    ],
+)
+def test_named_steps_are_searched_and_reload(world, tmp_path, more, wanted):
+    out = tmp_path / "small"
+    full = [
+        sys.executable,
+        "-m",
+        "lightformers",
+        *command(world, out, "--floor", "0.9", "--budget", "200s", *more),
+    ]
+    done = subprocess.run(full, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["verdict"]["proven"] and all(row["ok"] for row in report["reload"])
+    tried = {t["name"].split()[0] for t in report["trials"] if t["state"] == "complete"}
+    assert wanted <= tried
+    assert wanted <= {
+        t["name"].split()[0] for t in report["trials"] if t["rung"] > 0 and t["state"] == "complete"
+    }
+
+
 def _trials(database: Path) -> int:
     import sqlite3
 

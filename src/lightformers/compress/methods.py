@@ -58,6 +58,11 @@ class Method:
         """Whether recovery is to follow: something was taken away, and nothing was learnt yet."""
         return self.kind in ("prune", "factorize", "distil") and not self.needs_training
 
+    @property
+    def faster(self) -> bool:
+        """Whether less is computed somewhere, not only stored."""
+        return self.speed.startswith("Faster")
+
 
 def _row(
     name: str, kind: Kind, make: Callable[[float, Bundle], Sequence[Step]], speed: str, *,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from lightformers import measure, memory, runners
 from lightformers.bundle import Bundle, Example
@@ -103,8 +105,11 @@ def race(
         again = measure.compare(quick, rounds=quick_rounds, warmup=0)
         speedups |= {n: measure.paired(t, again["chosen"]) for n, t in again.items() if n != "chosen"}
         session.progress.trying("one example at a time")
+        built["alone"] = _one_stream(chosen)
         singles: dict[str, Callable[[Example], object]] = {
-            n: partial(_alone, r, session.task.reduce) for n, r in built.items()
+            n: partial(_alone, built["alone"] if r is chosen else r, session.task.reduce)
+            for n, r in built.items()
+            if n != "alone"
         }
         if encode:
             singles[ENCODE] = lambda e: encode([e["text"]], 1)
@@ -113,13 +118,23 @@ def race(
         if session.settings.goal == "latency":
             speedups = {n: measure.paired(t, alone["chosen"]) for n, t in alone.items() if n != "chosen"}
     finally:
-        for name, runner in built.items():
-            if name != "chosen":
+        for runner in built.values():
+            if runner is not chosen:
                 runner.close()
         gc.collect()
     seconds = {n: t.median for n, t in (timings | again).items()}
     latencies = {n: 1000 * t.median for n, t in alone.items()}
     return Race(len(load), seconds, {n: _speedup(v) for n, v in speedups.items()}, latencies)
+
+
+def _one_stream(runner: runners.Runner) -> runners.Runner:
+    """The same graph on all cores at once, as single examples are best run; `runner` itself if that is what it does."""
+    if runner.deploy.runtime != "openvino" or runner.deploy.streams == 1:
+        return runner
+    from lightformers.runners.openvino_runner import OpenVINORunner
+
+    assert isinstance(runner, OpenVINORunner)
+    return OpenVINORunner(runner.model, runner.bundle, replace(runner.deploy, streams=1, threads=None))
 
 
 def _alone(runner: runners.Runner, reduce: Any, example: Example) -> object:
@@ -153,7 +168,11 @@ def encoder(bundle: Bundle) -> Callable[[list[str], int], Any] | None:
 
 
 def deployed_size(bundle: Bundle, deploy: Deploy | None) -> int:
-    """Bytes of the weights as deployed, from the parameter count: what a folder will hold to within a percent."""
+    """Bytes of the weights as deployed: what a folder will hold to within a percent. Torch keeps what the model holds,
+    other runtimes a number of bytes for each parameter."""
+    if deploy and deploy.runtime == "torch" and deploy.precision != "int8":
+        held = {id(t): t for t in bundle.model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
+        return sum(t.numel() * t.element_size() for t in held.values())
     width = {"fp32": 4, "bf16": 4, "int8": 1, "int8-weights": 1}[deploy.precision if deploy else "fp32"]
     return bundle.parameters * width
 

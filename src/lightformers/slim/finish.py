@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,12 @@ from typing import Any
 from lightformers import export, measure, runners
 from lightformers.bundle import Bundle, Example
 from lightformers.errors import UserError
-from lightformers.slim import plan, search
+from lightformers.slim import candidates, plan, search
 from lightformers.slim.baseline import call, deployed_size
 from lightformers.slim.session import Session, interval_dict
-from lightformers.slim.space import Cut, steps_of
+from lightformers.slim.space import Cut
 from lightformers.stats import interval
-from lightformers.steps import Deploy, Recipe, Run, Step, fields_of
+from lightformers.steps import Deploy, Recipe, Run, Stage, fields_of
 
 FINALISTS = 3
 UNCUT = "no cut"
@@ -40,21 +40,27 @@ def finalists(
 ) -> list[Finalist]:
     """The candidates worth verifying, each with its vocabulary trimmed: the fastest that look able, and the original."""
     goal = search.target(session, trials)
-    able = sorted((t for t in trials if t["ratio"] >= goal), key=lambda t: t["predicted_ms"])
+    able = sorted((t for t in trials if t["ratio"] >= goal), key=lambda t: t["cost"])
     near = sorted((t for t in trials if t["ratio"] < goal), key=lambda t: -t["ratio"])
     if session.brief:  # each takes as long to score as an able one
         near = [] if able else near[:1]
     found = []
     for trial in [*able, *near][:FINALISTS]:
         cut = Cut(**trial["cut"])
-        bundle = search.student(session, cut, order)
-        search.load_weights(bundle, search.checkpoint(session, trial["name"], trial["rung"]))
-        step = search.recovery(session, trial["seconds"])
-        size, done = bundle.parameters, {"step": type(step).__name__, "parameters": fields_of(step)}
-        bundle.history.append(done | {"size_before": size, "size_after": size, "seconds": trial["seconds"]})
-        steps: list[Step] = [*steps_of(cut, len(order), order), step]
-        record = trial | {"trained_ratio": trial["ratio"]}
-        found.append(_trimmed(session, Finalist(trial["name"], Recipe(steps, deploy), bundle, record)))
+        bundle = candidates.restored(
+            session, cut, order, candidates.checkpoint(session, trial["name"], trial["rung"])
+        )
+        before, packing = candidates.split(candidates.steps_of(cut, session.bundle, order))
+        learnt = candidates.recovered(session, cut, trial["seconds"])
+        size = bundle.parameters
+        for step in learnt:
+            done = {"step": type(step).__name__, "parameters": fields_of(step), "seconds": step.seconds}
+            bundle.history.append(done | {"size_before": size, "size_after": size})
+        if packing:
+            bundle = Recipe(packing).apply(bundle, session.task, Run(seed=session.settings.seed))
+        recipe = Recipe([*before, *learnt, *packing], candidates.deployed(cut, deploy))
+        record = trial | {"trained_ratio": trial["ratio"], "trains": candidates.trains(cut)}
+        found.append(_trimmed(session, Finalist(trial["name"], recipe, bundle, record)))
     found.append(
         _trimmed(session, Finalist(UNCUT, Recipe([], deploy), session.bundle.copy(), {"seconds": 0.0}))
     )
@@ -74,16 +80,15 @@ def _trimmed(session: Session, finalist: Finalist) -> Finalist:
     except UserError as error:
         session.warn(f"vocabulary not trimmed: {str(error).splitlines()[0]}")
         return finalist
-    return Finalist(
-        finalist.name, Recipe([*finalist.recipe.steps, step], finalist.recipe.deploy), bundle, finalist.record
-    )
+    recipe = Recipe(candidates.placed(finalist.recipe.steps, step), finalist.recipe.deploy)
+    return dataclasses.replace(finalist, recipe=recipe, bundle=bundle)
 
 
 #: Fewer classes in the softmax would flatter a language model's perplexity, so those keep their vocabulary.
 TRIMMABLE = ("embedding", "text-classification", "token-classification")
 
 
-def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) -> list[Finalist]:
+def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) -> list[Finalist]:
     """Score the finalists as they would be delivered, race them interleaved, and order them.
 
     Those that look able to pass come first, by the goal; then the rest by quality. bf16 is tried where int8 costs
@@ -92,14 +97,9 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
     scored: list[Finalist] = []
     built: dict[str, runners.Runner] = {}
     try:
-        for finalist in candidates:
-            for precision in _precisions(finalist.recipe.deploy):
-                deploy = dataclasses.replace(finalist.recipe.deploy, precision=precision)
-                one = dataclasses.replace(
-                    finalist,
-                    name=f"{finalist.name}, {precision}",
-                    recipe=Recipe(finalist.recipe.steps, deploy),
-                )
+        for finalist in entrants:
+            for one in _forms(session, finalist):
+                deploy = one.recipe.deploy
                 known = _known(session, deploy) if finalist.name == UNCUT else None
                 if known and session.brief and any(_able(session, f) for f in scored):
                     built[one.name] = session.runner(
@@ -111,7 +111,7 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
                 known = known or _found(session, one, built[one.name])
                 one.record = finalist.record | known
                 scored.append(one)
-                if _able(session, one):
+                if _able(session, one) and not session.menu.finishes:
                     break
         session.progress.trying("finalists, interleaved")
         if session.settings.goal == "latency":
@@ -136,6 +136,24 @@ def rank(session: Session, candidates: list[Finalist], load: Sequence[Example]) 
     return able + sorted((f for f in scored if f.record["ratio"] < goal), key=lambda f: -f.record["ratio"])
 
 
+def _forms(session: Session, finalist: Finalist) -> Iterator[Finalist]:
+    """A finalist in each precision that its runtime has, then with each quantizer that the search may use."""
+    deploy = finalist.recipe.deploy
+    for precision in _precisions(deploy):
+        recipe = Recipe(finalist.recipe.steps, dataclasses.replace(deploy, precision=precision))
+        yield dataclasses.replace(finalist, name=f"{finalist.name}, {precision}", recipe=recipe)
+    plain = not any(s.stage is Stage.QUANTIZE for s in finalist.recipe.steps)
+    for name in session.menu.finishes if plain else ():
+        steps = candidates.quantizer(name, finalist.bundle, session.settings.goal)
+        try:
+            bundle = Recipe(steps).apply(finalist.bundle, session.task, Run(seed=session.settings.seed))
+        except UserError as error:
+            session.warn(f"{finalist.name}, {name}: {str(error).splitlines()[0]}")
+            continue
+        recipe = Recipe([*finalist.recipe.steps, *steps], candidates.in_torch(deploy))
+        yield dataclasses.replace(finalist, name=f"{finalist.name}, {name}", recipe=recipe, bundle=bundle)
+
+
 def _able(session: Session, finalist: Finalist) -> bool:
     return bool(finalist.record["ratio"] >= search.target(session, [finalist.record]))
 
@@ -143,7 +161,7 @@ def _able(session: Session, finalist: Finalist) -> bool:
 def _found(session: Session, finalist: Finalist, runner: runners.Runner) -> dict[str, Any]:
     """The quality of a finalist on the search split, run as it would be delivered."""
     scores = session.store.scores(
-        search.slug(f"final-{finalist.name}"),
+        candidates.slug(f"final-{finalist.name}"),
         partial(session.task.evaluate, runner, "search"),
         session.task.metric,
     )
@@ -165,7 +183,7 @@ def _precisions(deploy: Deploy) -> list[Any]:
 
 
 def delivered(session: Session, finalist: Finalist) -> Path:
-    return session.store.folder / "delivered" / search.slug(finalist.name)
+    return session.store.folder / "delivered" / candidates.slug(finalist.name)
 
 
 def deliver(session: Session, finalist: Finalist) -> runners.Runner:
@@ -200,7 +218,7 @@ def verify(session: Session, ranked: list[Finalist]) -> tuple[Finalist, runners.
         session.progress.trying(f"verifying {finalist.name} on data the search never saw")
         runner = deliver(session, finalist)
         scores = session.store.scores(
-            search.slug(f"verified-{finalist.name}"),
+            candidates.slug(f"verified-{finalist.name}"),
             partial(session.task.evaluate, runner, "verify"),
             session.task.metric,
         )
@@ -239,7 +257,8 @@ def control(session: Session, seconds: float, labels: bool) -> dict[str, Any]:
             teacher=session.bundle, seed=session.settings.seed, seconds=used, use_labels=labels,
             progress=lambda e: session.progress.training(**e),
         )  # fmt: skip
-        model = search.recovery(session, used).apply(model, session.task, run)
+        for step in candidates.recovery(session, used):
+            model = step.apply(model, session.task, run)
     scores = session.score(model, session.brisk, split, f"control-{'labels' if labels else 'free'}")
     ratio = session.compare(scores, split)
     note = (

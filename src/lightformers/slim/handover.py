@@ -31,12 +31,12 @@ def step_costs(
     done: list[Any] = []
     for step in chosen.recipe.steps:
         done.append(step)
-        if step.stage in (Stage.RECOVER, Stage.VOCABULARY):
-            # training and trimming change no shape that costs time: the figures of the trial itself are shown
-            ratio = chosen.record.get("trained_ratio") if step.stage is Stage.RECOVER else state["ratio"]
-            size = state["size"] if step.stage is Stage.RECOVER else 4 * chosen.bundle.parameters
-            new = state | {"ratio": ratio, "size": size}
-            took = chosen.record["seconds"] if step.stage is Stage.RECOVER else None
+        if step.stage is Stage.VOCABULARY:  # changes no shape that costs time
+            new, took = state | {"size": 4 * chosen.bundle.parameters}, None
+        elif step.stage is Stage.RECOVER or chosen.record.get("trains"):
+            # training is not repeated: the figures of the trial itself are shown
+            new = state | {"ratio": chosen.record.get("trained_ratio")}
+            took = chosen.record["seconds"]
         else:
             prefix = Recipe(list(done)).apply(session.bundle, session.task, Run(seed=session.settings.seed))
             new = _state(session, prefix, load, "-".join(type(s).__name__ for s in done))

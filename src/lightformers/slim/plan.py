@@ -55,13 +55,13 @@ def foreseen(ratio: float, trained: float, total: float) -> float:
 def promote(trials: list[dict[str, Any]], count: int, target: float, seconds: float) -> list[dict[str, Any]]:
     """The `count` trials to train for `seconds` more: the fastest that will reach `target`, then the best.
 
-    trials: records with "ratio", "seconds" (trained so far) and "predicted_ms".
+    trials: records with "ratio", "seconds" (trained so far) and "cost".
     """
 
     def outlook(trial: dict[str, Any]) -> float:
         return foreseen(trial["ratio"], trial["seconds"], trial["seconds"] + seconds)
 
-    able = sorted((t for t in trials if outlook(t) >= target), key=lambda t: t["predicted_ms"])
+    able = sorted((t for t in trials if outlook(t) >= target), key=lambda t: t["cost"])
     rest = sorted((t for t in trials if outlook(t) < target), key=outlook, reverse=True)
     return (able + rest)[:count]
 
@@ -73,17 +73,22 @@ def recoverable(points: list[dict[str, Any]], passes: float) -> list[dict[str, A
     return [p for p in points if p["distance"] <= limit]
 
 
+def blind(points: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """`count` points of which nothing is known before training: one of each method, cut in half, before any other."""
+    return sorted(points, key=lambda p: abs(p["cut"]["ratio"] - 0.5))[:count]
+
+
 def spread(points: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
-    """`count` points of the (predicted_ms, distance) frontier from the cheapest on, evenly in the logarithm of their cost."""
+    """`count` points of the (cost, distance) frontier from the cheapest on, evenly in the logarithm of their cost."""
     frontier = pareto(points)
-    if len(frontier) <= count:
+    if len(frontier) <= max(count, 0):
         return frontier
-    low, high = math.log(frontier[0]["predicted_ms"]), math.log(frontier[-1]["predicted_ms"])
+    low, high = math.log(frontier[0]["cost"]), math.log(frontier[-1]["cost"])
     chosen: list[dict[str, Any]] = []
     for i in range(count):
         wanted = low + (high - low) * i / count
         rest = [p for p in frontier if p not in chosen]
-        chosen.append(min(rest, key=lambda p: abs(math.log(p["predicted_ms"]) - wanted)))
+        chosen.append(min(rest, key=lambda p: abs(math.log(p["cost"]) - wanted)))
     return chosen
 
 
@@ -91,7 +96,7 @@ def pareto(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Points that no other beats in both predicted cost and distance, cheapest first."""
     best = float("inf")
     kept = []
-    for point in sorted(points, key=lambda p: (p["predicted_ms"], p["distance"])):
+    for point in sorted(points, key=lambda p: (p["cost"], p["distance"])):
         if point["distance"] < best:
             best = point["distance"]
             kept.append(point)

@@ -10,6 +10,7 @@ import torch
 
 from lightformers import anatomy, runners, stats
 from lightformers.errors import DataError
+from lightformers.slim import methods
 from lightformers.slim.session import Session, runtime
 from lightformers.slim.space import Space, draw
 from lightformers.steps import Deploy
@@ -50,6 +51,7 @@ def check(session: Session) -> Preflight:
     if hasattr(task, "set_reference"):
         _reference(session)
     space = draw(bundle, settings)
+    session.menu = methods.draw(bundle, task, settings, runtime(), session.brief)
     rate, per_batch, probe = _probe(session)
     loss = stats.resolvable(probe, settings.confidence, splits["verify"])
     allowed = (
@@ -61,8 +63,8 @@ def check(session: Session) -> Preflight:
     lines = [
         f"{found.family}: {len(found.blocks)} blocks, {bundle.parameters / 1e6:.1f} M parameters; {task.name}, {task.metric.name}",
         "data: " + ", ".join(f"{n:,} {name}" for name, n in splits.items() if n),
-        f"will try: {_tries(space)}",
-        *(f"will not try {reason}" for reason in space.closed),
+        f"will try: {_tries(space, session.menu)}",
+        *(f"will not try {reason}" for reason in (*space.closed, *session.menu.closed)),
         f"quality of the original takes about {seconds:.0f} s to measure; training needs about {memory / 2**30:.1f} GiB",
         f"{splits['verify']:,} verification examples can resolve a loss of about {100 * loss:.2g} %",
     ]
@@ -118,7 +120,7 @@ def _memory(parameters: int) -> int:
     return int(base * 5 * 1.125) + 700 * 2**20
 
 
-def _tries(space: Space) -> str:
+def _tries(space: Space, menu: methods.Menu) -> str:
     kinds = {
         "blocks": space.blocks,
         "FFN channels": space.channels,
@@ -127,7 +129,9 @@ def _tries(space: Space) -> str:
         "rank": space.rank,
     }
     open_kinds = [f"{k} {min(v):g}..{max(v):g}" for k, v in kinds.items() if len(v) > 1]
-    return "; ".join([*open_kinds, f"recovery by distillation, int8 and bf16 on {runtime()}"])
+    named = list(dict.fromkeys(name for name, _ in menu.points)) + list(menu.finishes)
+    how = "relations, then outputs" if menu.relations else "distillation"
+    return "; ".join([*open_kinds, *named, f"recovery by {how}, int8 and bf16 on {runtime()}"])
 
 
 def to_dict(preflight: Preflight) -> dict[str, Any]:

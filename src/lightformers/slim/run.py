@@ -135,8 +135,8 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
 
     progress.phase("search")
     order = tuple(store.once("order", lambda: search.block_order(session, pre.space)))
-    cost, _ = search.cost_model(session, pre.space, deploy, load)
-    points = search.cheap(session, pre.space, order, cost, len(load))
+    cost, timed = search.cost_model(session, pre.space, deploy, load)
+    points = search.cheap(session, pre.space, order, cost, timed)
     progress.log(f"{len(points)} cuts tried without training")
 
     progress.phase("recovery")
@@ -153,7 +153,9 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.phase("control, export, report")
     labels = session.settings.use_labels
     trained = float(chosen.record.get("seconds", 0.0))
+    runner.close()  # two runtimes and a training at once are more memory than any part of the run needs
     controlled = store.once("control", lambda: finish.control(session, trained, labels)) if trained else None
+    runner = finish.deliver(session, chosen)
     described = _describe(session, pre, baselines, chosen, runner, outcome, load, reference)
     described |= {"control": controlled, "trials": handover.trials(session, deploy), "command": command}
     described |= {"seconds": round(time.time() - started, 1), "warnings": session.warnings}

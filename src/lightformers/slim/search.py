@@ -11,25 +11,23 @@ import dataclasses
 import gc
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lightformers import measure, runners
-from lightformers.bundle import Bundle, Example
+from lightformers.bundle import Example
 from lightformers.compress.distill import common
 from lightformers.compress.prune import leave_out
 from lightformers.errors import UserError
-from lightformers.files import replacing
-from lightformers.slim import plan
+from lightformers.slim import candidates, plan
+from lightformers.slim.candidates import checkpoint, slug, student
 from lightformers.slim.session import Session, interval_dict
-from lightformers.slim.space import CostModel, Cut, Space, grid, steps_of
-from lightformers.steps import Deploy, Recipe, Run
+from lightformers.slim.space import DIMENSIONS, CostModel, Cut, Space, grid
+from lightformers.steps import Deploy, Run
 
 SIGNAL_EXAMPLES = 48
 ENUMERATED = 64  # spaces up to this size are tried whole
-BRIEF_LENGTH = 128  # tokens that training texts are cut to in a run of minutes
 CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
 
 
@@ -52,7 +50,7 @@ def _run(session: Session) -> Run:
 
 def cost_model(
     session: Session, space: Space, deploy: Deploy, load: Sequence[Example]
-) -> tuple[CostModel, dict[str, float]]:
+) -> tuple[CostModel, int]:
     """Measure the grid in the deploy's batches and streams, interleaved, and fit the cost of every cut from it.
 
     Weights do not matter for time, so the grid is never trained; and int8 is stood in for by bf16, which needs no
@@ -75,21 +73,17 @@ def cost_model(
         finally:
             for runner in built.values():
                 runner.close()
-        return {"cuts": [vars(c) for c in cuts], "seconds": [timings[c.name].min for c in cuts]}
+        seconds = [timings[c.name].min for c in cuts]
+        return {"cuts": [vars(c) for c in cuts], "seconds": seconds, "examples": len(load)}
 
-    found = session.store.once("grid", make)
-    cuts = [Cut(**c) for c in found["cuts"]]
-    return CostModel.fit(cuts, found["seconds"]), {c.name: s for c, s in zip(cuts, found["seconds"])}
+    session.store.once("grid", make)
+    return fitted(session)
 
 
-def student(session: Session, cut: Cut, order: tuple[int, ...]) -> Bundle:
-    """The original with `cut` made, not trained."""
-    steps = steps_of(cut, len(order), order)
-    return (
-        Recipe(steps).apply(session.bundle, session.task, Run(seed=session.settings.seed))
-        if steps
-        else session.bundle.copy()
-    )
+def fitted(session: Session) -> tuple[CostModel, int]:
+    """The cost model of the measured grid, and how many examples its passes took."""
+    found = session.store.get("grid")
+    return CostModel.fit([Cut(**c) for c in found["cuts"]], found["seconds"]), found["examples"]
 
 
 def cheap(
@@ -110,39 +104,50 @@ def cheap(
     if size <= ENUMERATED and not study.get_trials(
         deepcopy=False
     ):  # a small space is tried whole, cheapest first
-        for cut in sorted(cuts, key=cost.seconds):
-            study.enqueue_trial(vars(cut))
+        for cut in sorted(cuts, key=lambda c: cost.seconds(c.work())):
+            study.enqueue_trial({name: getattr(cut, name) for name in DIMENSIONS})
     for stale in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
         study.tell(stale.number, state=optuna.trial.TrialState.FAIL)
     end = time.monotonic() + min(CHEAP_SHARE * session.settings.budget, max(session.left() * 0.3, 5))
     tried = sum(t.state.is_finished() for t in study.get_trials(deepcopy=False))
     while tried < min(size, 400) and time.monotonic() < end:
         trial = study.ask()
-        cut = Cut(
-            trial.suggest_categorical("blocks", list(space.blocks)),
-            trial.suggest_categorical("channels", list(space.channels)),
-            trial.suggest_categorical("heads", list(space.heads)),
-            trial.suggest_categorical("width", list(space.width)),
-            trial.suggest_categorical("rank", list(space.rank)),
-        )
+        cut = Cut(*(trial.suggest_categorical(name, list(getattr(space, name))) for name in DIMENSIONS))
         tried += 1
-        predicted = 1000 * cost.seconds(cut) / n_load
-        record = {"cut": vars(cut), "predicted_ms": predicted, "seconds": 0.0}
-        session.progress.trying(f"without training: {cut.name}")
-        if session.store.begin(cut.name, 0, record):
-            try:
-                cut_model = student(session, cut, order)
-                told = leave_out.outputs(cut_model, session.task, SIGNAL_EXAMPLES, _run(session))
-                moved = leave_out.distance(told, reference)
-                session.store.end(cut.name, 0, {"distance": moved, "parameters": cut_model.parameters})
-            except (RuntimeError, MemoryError, UserError) as error:
-                session.store.end(cut.name, 0, {"error": str(error).splitlines()[0]}, "failed")
-        known = session.store.trial(cut.name, 0) or {}
+        known = _untrained(session, cut, order, reference, cost, n_load)
         if "distance" in known:
-            study.tell(trial, [predicted, known["distance"]])
+            study.tell(trial, [known["cost"], known["distance"]])
         else:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    return [t for t in session.store.trials() if t["rung"] == 0 and "distance" in t]
+    for cut in _points(session, space):
+        _untrained(session, cut, order, reference, cost, n_load)
+    return [t for t in session.store.trials() if t["rung"] == 0 and t["state"] == "complete"]
+
+
+def _points(session: Session, space: Space) -> list[Cut]:
+    return [Cut(len(space.blocks), method=name, ratio=ratio) for name, ratio in session.menu.points]
+
+
+def _untrained(
+    session: Session, cut: Cut, order: tuple[int, ...], reference: Any, cost: CostModel, n_load: int
+) -> dict[str, Any]:
+    """What a cut costs and how far it moves the outputs before any training; one that its method trains is not made."""
+    session.progress.trying(f"without training: {cut.name}")
+    if session.store.begin(cut.name, 0, {"cut": vars(cut), "seconds": 0.0}):
+        try:
+            found: dict[str, Any] = {}
+            made = None
+            if candidates.trains(cut):
+                candidates.steps_of(cut, session.bundle, order)  # refuses a ratio that it cannot reach
+            else:
+                made = student(session, cut, order)
+                told = leave_out.outputs(made, session.task, SIGNAL_EXAMPLES, _run(session))
+                found["distance"] = leave_out.distance(told, reference)
+            found |= candidates.price(session, cut, made, cost, n_load)
+            session.store.end(cut.name, 0, found)
+        except (RuntimeError, MemoryError, UserError) as error:
+            session.store.end(cut.name, 0, {"error": str(error).splitlines()[0]}, "failed")
+    return session.store.trial(cut.name, 0) or {}
 
 
 def recoveries(
@@ -157,24 +162,29 @@ def recoveries(
 
     overhead: seconds that building and scoring a candidate takes. batch: seconds of a batch of the original.
     """
-    whole = max(p["predicted_ms"] for p in points)
-    worth = plan.recoverable(points, training / batch)
-    worth = [p for p in worth if p["predicted_ms"] < 0.95 * whole]
+    whole = max(p["cost"] for p in points)
+    known = [p for p in points if "distance" in p]
+    unknown = [
+        p for p in points if "distance" not in p
+    ]  # what their methods make of them only training shows
+    worth = [p for p in plan.recoverable(known, training / batch) if p["cost"] < 0.95 * whole]
     if training > 0 and worth:  # tokenizing is nobody's training time
         session.progress.trying("tokenizing what recovery learns from")
         common.feed(
             session.bundle,
             session.task,
             Run(seed=session.settings.seed, use_labels=session.settings.use_labels),
-            length=recovery(session, training).length,
+            length=candidates.length(session),
         )
     rounds = session.store.once(
-        "rungs", lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)), overhead)]
+        "rungs",
+        lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)) + len(unknown), overhead)],
     )
     current: list[dict[str, Any]] = []
     for number, rung in enumerate((plan.Rung(**r) for r in rounds), start=1):
         if number == 1:
-            chosen = plan.spread(worth, rung.count)
+            first = plan.blind(unknown, rung.count if not worth else max(rung.count // 2, 1))
+            chosen = [*first, *plan.spread(worth, rung.count - len(first))]
         else:
             chosen = plan.promote(
                 [t for t in current if t["state"] == "complete"],
@@ -204,26 +214,21 @@ def recover(
 ) -> dict[str, Any]:
     """One recovery: build or pick up the candidate, train it, score it on the search split, keep its weights."""
     name, cut = trial["name"], Cut(**trial["cut"])
-    trained = trial["seconds"] + seconds
-    record = {k: trial[k] for k in ("cut", "predicted_ms", "distance", "parameters")} | {"seconds": trained}
-    if session.store.begin(name, rung, record):
+    trained = seconds if candidates.trains(cut) else trial["seconds"] + seconds
+    kept = ("cut", "predicted_ms", "cost", "distance", "parameters")
+    if session.store.begin(name, rung, {k: trial[k] for k in kept if k in trial} | {"seconds": trained}):
         session.progress.trying(f"recovering {name} for {seconds:.0f} s (round {rung})")
         try:
-            model = student(session, cut, order)
-            if rung > 1:
-                load_weights(model, checkpoint(session, name, rung - 1))
-            run = Run(
-                teacher=session.bundle, seed=session.settings.seed, seconds=seconds,
-                use_labels=session.settings.use_labels, progress=lambda e: session.progress.training(**e),
-            )  # fmt: skip
-            model = recovery(session, seconds).apply(model, session.task, run)
-            save_weights(model, checkpoint(session, name, rung))
+            before = checkpoint(session, name, rung - 1) if rung > 1 else None
+            model = candidates.trained(session, cut, order, seconds, before)
+            candidates.keep(cut, model, checkpoint(session, name, rung))
             scores = session.score(model, session.brisk, "search", f"{slug(name)}-{rung}")
             ratio = session.compare(scores, "search")
             session.store.end(
                 name,
                 rung,
-                {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio), "quality": scores.value},
+                {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio), "quality": scores.value}
+                | (candidates.price(session, cut, model, *fitted(session)) if candidates.trains(cut) else {}),
             )
         except (RuntimeError, MemoryError, UserError) as error:
             if isinstance(error, OSError):
@@ -234,44 +239,11 @@ def recover(
     return session.store.trial(name, rung) or {}
 
 
-def recovery(session: Session, seconds: float) -> Any:
-    """The recovery step of the search; `seconds` stand in the recipe, so that a replay trains as long."""
-    from lightformers.compress import Recover
-
-    return Recover(seconds=seconds, length=BRIEF_LENGTH if session.brief else None)
-
-
-def slug(name: str) -> str:
-    return name.replace(", ", "-").replace(" ", "_")
-
-
-def checkpoint(session: Session, name: str, rung: int) -> Path:
-    return session.store.folder / "weights" / f"{slug(name)}-{rung}.safetensors"
-
-
-def save_weights(bundle: Bundle, path: Path) -> None:
-    """Keep the weights of a candidate; tied ones once."""
-    from safetensors.torch import save_model
-
-    with replacing(path) as temporary:
-        save_model(bundle.model, str(temporary))
-
-
-def load_weights(bundle: Bundle, path: Path) -> None:
-    from safetensors.torch import load_model
-
-    load_model(bundle.model, str(path))
-
-
 def _show_best(session: Session, trials: list[dict[str, Any]]) -> None:
     goal = target(session, trials)
     done = [t for t in trials if t["state"] == "complete"]
     able = [t for t in done if t["ratio"] >= goal]
-    best = (
-        min(able, key=lambda t: t["predicted_ms"])
-        if able
-        else max(done, key=lambda t: t["ratio"], default=None)
-    )
+    best = min(able, key=lambda t: t["cost"]) if able else max(done, key=lambda t: t["ratio"], default=None)
     if best:
         session.progress.best(
             f"{best['name']}: {best['ratio']:.3f} of the original, {best['predicted_ms']:.2f} ms an example"

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightformers import measure, runners, stats
 from lightformers.bundle import Bundle, Example
+from lightformers.slim.methods import Menu
 from lightformers.slim.progress import Progress
 from lightformers.slim.settings import Settings
 from lightformers.slim.store import Store
@@ -38,6 +39,7 @@ class Session:
     progress: Progress
     deadline: float
     warnings: list[str] = field(default_factory=list)
+    menu: Menu = field(default_factory=Menu)
     _graphs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def left(self) -> float:

@@ -60,10 +60,13 @@ class Settings:
 
     def allows(self, step: str) -> bool:
         """Whether the user's choice of steps lets this one in. Names are compared without case or dashes."""
-        plain = _plain(step)
-        if plain in map(_plain, self.exclude):
+        if plain(step) in map(plain, self.exclude):
             return False
-        return not self.only or plain in map(_plain, self.only)
+        return not self.only or self.names(step)
+
+    def names(self, step: str) -> bool:
+        """Whether the user asks for this step by name."""
+        return plain(step) in map(plain, self.only)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -74,5 +77,6 @@ class Settings:
         return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
+    """A step's name without case and dashes."""
     return name.lower().replace("-", "").replace("_", "")

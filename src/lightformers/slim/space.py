@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from lightformers import anatomy
 from lightformers.bundle import Bundle
 from lightformers.slim.settings import Settings
-from lightformers.steps import Step
 
 #: Shares of a width that the search tries. Finer steps cost more trials than they find.
 CHANNELS = (1.0, 0.75, 0.5, 0.375, 0.25)
@@ -19,26 +19,35 @@ HEADS = (1.0, 0.75, 0.5)
 WIDTHS = (1.0, 0.75, 0.5)
 RANKS = (1.0, 0.5, 0.25)
 
+DIMENSIONS = ("blocks", "channels", "heads", "width", "rank")
+
 
 @dataclass(frozen=True)
 class Cut:
-    """A point of the search space: how many blocks, and which share of channels, heads, width and rank stay."""
+    """A point of the search space: how many blocks, and which share of channels, heads, width and rank stay.
+
+    method: instead of these, a method of `compress.methods`, at `ratio` of the blocks' bytes.
+    """
 
     blocks: int
     channels: float = 1.0
     heads: float = 1.0
     width: float = 1.0
     rank: float = 1.0
+    method: str = ""
+    ratio: float = 1.0
 
     @property
     def name(self) -> str:
+        if self.method:
+            return f"{self.method} {self.ratio:g}"
         parts = [f"{self.blocks} blocks"]
         parts += [f"{k} {v:g}" for k, v in (("ffn", self.channels), ("heads", self.heads)) if v < 1]
         parts += [f"{k} {v:g}" for k, v in (("width", self.width), ("rank", self.rank)) if v < 1]
         return ", ".join(parts)
 
     def work(self) -> np.ndarray:
-        """Features of the cost of a pass: constant, per block, attention and feed-forward arithmetic."""
+        """Features of the cost of a pass: constant, per block, attention and feed-forward arithmetic. Not of methods."""
         attention = self.blocks * self.width * self.heads * self.rank
         return np.array(
             [1.0, self.blocks * self.width, attention, self.blocks * self.width * self.channels * self.rank]
@@ -110,25 +119,6 @@ def draw(bundle: Bundle, settings: Settings) -> Space:
     )
 
 
-def steps_of(cut: Cut, depth: int, order: tuple[int, ...]) -> list[Step]:
-    """The steps that make `cut` of a model of `depth` blocks; `order`: blocks, the one to drop first in front."""
-    from lightformers.compress import DropBlocks, LowRank, PruneChannels, PruneHeads, PruneWidth
-
-    steps: list[Step] = []
-    if cut.blocks < depth:
-        dropped = set(order[: depth - cut.blocks])
-        steps.append(DropBlocks(blocks=tuple(i for i in range(depth) if i not in dropped)))
-    if cut.width < 1:
-        steps.append(PruneWidth(keep=cut.width))
-    if cut.heads < 1:
-        steps.append(PruneHeads(keep=cut.heads))
-    if cut.channels < 1:
-        steps.append(PruneChannels(keep=cut.channels))
-    if cut.rank < 1:
-        steps.append(LowRank(rank=cut.rank))
-    return steps
-
-
 def grid(space: Space) -> list[Cut]:
     """The few cuts whose measured cost fixes the model of all others: the whole, and each kind halved."""
     whole = space.whole
@@ -141,6 +131,22 @@ def grid(space: Space) -> list[Cut]:
         if len(choices) > 1:
             points.append(Cut(whole.blocks, **{kind: choices[-1]}))
     return points
+
+
+def work_of(model: nn.Module, whole: nn.Module) -> np.ndarray:
+    """The features of `Cut.work`, counted on a model that was cut from `whole`: weights stand for arithmetic."""
+    found, before = anatomy.of(model), anatomy.of(whole)
+
+    def weights(owner: nn.Module, blocks: Sequence[anatomy.Block], kind: str) -> int:
+        parts = [getattr(b, kind) for b in blocks]
+        return anatomy.parameters_of(owner, [p.path for p in parts if p])
+
+    width, depth = found.width / before.width, len(before.blocks)
+    shares = [
+        depth * weights(model, found.blocks, kind) / max(weights(whole, before.blocks, kind), 1)
+        for kind in ("attention", "feed_forward")
+    ]
+    return np.array([1.0, len(found.blocks) * width, *shares])
 
 
 @dataclass(frozen=True)
@@ -163,5 +169,6 @@ class CostModel:
             active.pop(int(solution.argmin()))
         return cls(tuple(float(w) for w in weights))
 
-    def seconds(self, cut: Cut) -> float:
-        return float(cut.work() @ np.asarray(self.weights))
+    def seconds(self, work: np.ndarray) -> float:
+        """Of a pass with these features (`Cut.work`, `work_of`)."""
+        return float(work @ np.asarray(self.weights))

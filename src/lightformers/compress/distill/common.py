@@ -97,9 +97,15 @@ def feed(
         )
     shortest = min(n for n in (length, bundle.max_length, sys.maxsize) if n)
     short = bundle if length is None else dataclasses.replace(bundle, max_length=shortest)
-    items = _ENCODED(bundle.processor, _key(short, task, False), lambda: short.encode(examples))
+    items = _ENCODED(bundle.processor, _key(short, task, False), lambda: _compact(short.encode(examples)))
     lengths = np.array([bundle.length(e) for e in items])
     return Feed(items, lambda items, _: bundle.pad(items), lengths, limit, seed=run.seed)
+
+
+def _compact(encoded: list[Encoded]) -> list[Encoded]:
+    """Token numbers as arrays of 32 bits: as lists they take nine times the memory."""
+    numbers = ("input_ids", "token_type_ids")
+    return [{k: np.asarray(v, np.int32) if k in numbers else v for k, v in e.items()} for e in encoded]
 
 
 def _key(bundle: Bundle, task: Any, labels: bool) -> tuple[Any, ...]:
