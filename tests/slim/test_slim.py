@@ -149,6 +149,7 @@ def test_two_runs_cannot_share_a_folder(world, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_killed_resumed_proven_and_reloaded(world, tmp_path):
     out = tmp_path / "small"
     full = [sys.executable, "-m", "lightformers", *command(world, out, "--floor", "0.9", "--budget", "300s")]
@@ -176,6 +177,7 @@ def test_killed_resumed_proven_and_reloaded(world, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("more", "wanted"),
     [
@@ -192,7 +194,7 @@ def test_named_steps_are_searched_and_reload(world, tmp_path, more, wanted):
         sys.executable,
         "-m",
         "lightformers",
-        *command(world, out, "--floor", "0.9", "--budget", "200s", *more),
+        *command(world, out, "--floor", "0.9", "--budget", "120s", *more),
     ]
     done = subprocess.run(full, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
