@@ -50,6 +50,7 @@ def pages(root: Path) -> dict[str, str]:
         "docs/methods/index.md": methods_index(works, found),
         "results/README.md": results_readme(found),
         "docs/cli.md": command_line(),
+        "docs/steps.md": steps(),
     }
     out |= {f"docs/methods/{paper.slug}.md": method(paper, root, found[paper.slug]) for paper in works}
     return out | api(root / "src" / "lightformers")
@@ -192,6 +193,26 @@ def members(file: Path) -> list[str]:
     return [
         n for n, d in standing.definitions(file).items() if not n.startswith("_") and isinstance(d, kinds)
     ]
+
+
+def steps() -> str:
+    """What `--steps` of slim may name, from the table that slim and compare choose from."""
+    from lightformers.compress.methods import METHODS
+
+    text = NOTE + (
+        "# Methods to choose from\n\n`lightformers slim --steps minitron,minilm,llm-int8` searches over these methods and no "
+        "others, `--exclude` leaves some out. Unnamed, the search takes the cuts that reload natively; with time for it "
+        "(a budget of twenty minutes or more) also `minitron`; with `--allow-custom` every method that makes the model "
+        "faster without training, and with `--goal size` those that only make it smaller. Named methods take part even if "
+        "they train: they enter the recovery rounds. Quantizers are tried on the finalists. `minilm` makes recovery begin "
+        "with relations of attention; `recover` is always there.\n\n"
+    )
+    rows = []
+    for method in METHODS:
+        needs = [n for n, on in (("training", method.needs_training), ("labels", method.needs_labels)) if on]
+        loads = "plain transformers" if method.native else "`lightformers.load`"
+        rows.append([f"`{method.name}`", method.kind, ", ".join(needs) or "data", loads, method.speed])
+    return text + table(["name", "kind", "needs", "result loads in", "speed"], rows)
 
 
 def command_line() -> str:

@@ -76,7 +76,7 @@ def recovery(session: Session, seconds: float) -> list[Step]:
 
     if session.settings.names("minilm"):
         half = seconds / 2
-        return [MiniLM(seconds=half), Recover(seconds=half, length=length(session))]
+        return [MiniLM(seconds=half, share=0.5), Recover(seconds=half, share=0.5, length=length(session))]
     return [Recover(seconds=seconds, length=length(session))]
 
 

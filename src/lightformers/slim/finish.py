@@ -98,7 +98,10 @@ def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) ->
     built: dict[str, runners.Runner] = {}
     try:
         for finalist in entrants:
+            able = False  # in a precision: then the next one, which is larger, is not tried
             for one in _forms(session, finalist):
+                if able and not _quantized(one):
+                    continue
                 deploy = one.recipe.deploy
                 known = _known(session, deploy) if finalist.name == UNCUT else None
                 if known and session.brief and any(_able(session, f) for f in scored):
@@ -111,8 +114,7 @@ def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) ->
                 known = known or _found(session, one, built[one.name])
                 one.record = finalist.record | known
                 scored.append(one)
-                if _able(session, one) and not session.menu.finishes:
-                    break
+                able = able or _able(session, one)
         session.progress.trying("finalists, interleaved")
         if session.settings.goal == "latency":
             seconds = {
@@ -142,8 +144,7 @@ def _forms(session: Session, finalist: Finalist) -> Iterator[Finalist]:
     for precision in _precisions(deploy):
         recipe = Recipe(finalist.recipe.steps, dataclasses.replace(deploy, precision=precision))
         yield dataclasses.replace(finalist, name=f"{finalist.name}, {precision}", recipe=recipe)
-    plain = not any(s.stage is Stage.QUANTIZE for s in finalist.recipe.steps)
-    for name in session.menu.finishes if plain else ():
+    for name in () if _quantized(finalist) else session.menu.finishes:
         steps = candidates.quantizer(name, finalist.bundle, session.settings.goal)
         try:
             bundle = Recipe(steps).apply(finalist.bundle, session.task, Run(seed=session.settings.seed))
@@ -152,6 +153,10 @@ def _forms(session: Session, finalist: Finalist) -> Iterator[Finalist]:
             continue
         recipe = Recipe([*finalist.recipe.steps, *steps], candidates.in_torch(deploy))
         yield dataclasses.replace(finalist, name=f"{finalist.name}, {name}", recipe=recipe, bundle=bundle)
+
+
+def _quantized(finalist: Finalist) -> bool:
+    return any(step.stage is Stage.QUANTIZE for step in finalist.recipe.steps)
 
 
 def _able(session: Session, finalist: Finalist) -> bool:
