@@ -194,7 +194,7 @@ def test_named_steps_are_searched_and_reload(world, tmp_path, more, wanted):
         sys.executable,
         "-m",
         "lightformers",
-        *command(world, out, "--floor", "0.9", "--budget", "120s", *more),
+        *command(world, out, "--floor", "0.9", "--budget", "180s", *more),
     ]
     done = subprocess.run(full, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

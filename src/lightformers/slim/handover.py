@@ -8,73 +8,70 @@ from pathlib import Path
 from typing import Any
 
 from lightformers import export, measure, runners
-from lightformers.bundle import Bundle, Example
+from lightformers.bundle import Example
 from lightformers.export import reload
 from lightformers.files import write_text
+from lightformers.slim.baseline import call, deployed_size
 from lightformers.slim.finish import Finalist
 from lightformers.slim.session import Session
 from lightformers.steps import Deploy, Recipe, Run, Stage, fields_of
 
 PROBES = 64
+TORCH = Deploy()
 
 
 def step_costs(
-    session: Session, chosen: Finalist, folder: Path, load: Sequence[Example]
+    session: Session, chosen: Finalist, folder: Path, load: Sequence[Example], delivered: runners.Runner
 ) -> list[dict[str, Any]]:
     """Size, time and quality before and after each step of the chosen recipe, on the search split.
 
-    Cuts are shown before recovery, run as bf16, so that what recovery wins back can be seen; the last row is the
-    deploy itself.
+    Cuts are shown before recovery, run as candidates are scored, so that what recovery wins back can be seen; the last
+    row is the deploy itself. All times are of one interleaved race.
     """
-    state = _state(session, session.bundle, load, "whole")
-    rows: list[dict[str, Any]] = []
+    how = session.brisk if chosen.recipe.deploy.runtime == "openvino" else chosen.recipe.deploy
+    session.progress.trying("what each step cost")
+    timed = {"whole": session.runner(session.bundle, how)}
+    states: list[dict[str, Any]] = [{"size": 4 * session.bundle.parameters, "ratio": 1.0, "timed": "whole"}]
+    took: list[float | None] = []
     done: list[Any] = []
-    for step in chosen.recipe.steps:
-        done.append(step)
-        if step.stage is Stage.VOCABULARY:  # changes no shape that costs time
-            new, took = state | {"size": 4 * chosen.bundle.parameters}, None
-        elif step.stage is Stage.RECOVER or chosen.record.get("trains"):
-            # training is not repeated: the figures of the trial itself are shown
-            new = state | {"ratio": chosen.record.get("trained_ratio")}
-            took = chosen.record["seconds"]
-        else:
-            prefix = Recipe(list(done)).apply(session.bundle, session.task, Run(seed=session.settings.seed))
-            new = _state(session, prefix, load, "-".join(type(s).__name__ for s in done))
-            took = prefix.history[-1]["seconds"]
-        rows.append(_row(type(step).__name__, fields_of(step), state, new, took))
-        state = new
-    last = {
-        "size": deployed_bytes(folder, chosen),
-        "ms": 1000 * chosen.record["seconds_load"] / len(load),
-        "ratio": chosen.record["ratio"],
-    }
-    rows.append(
-        _row(
-            f"run as {chosen.recipe.deploy.runtime} {chosen.recipe.deploy.precision}",
-            fields_of(chosen.recipe.deploy),
-            state,
-            last,
-            None,
-        )
-    )
-    return rows
-
-
-def _state(session: Session, bundle: Bundle, load: Sequence[Example], name: str) -> dict[str, Any]:
-    session.progress.trying(f"what each step cost: {name}")
-    ratio = 1.0
-    if bundle is not session.bundle:
-        scores = session.score(bundle, session.brisk, "search", f"step-{name}")
-        ratio = session.compare(scores, "search").estimate
-    runner = session.runner(bundle, session.brisk)
     try:
-        timing = measure.compare({"it": lambda: runner(list(load), session.task.reduce)}, rounds=3, warmup=1)[
-            "it"
-        ]
+        for step in chosen.recipe.steps:
+            done.append(step)
+            seconds = None
+            if step.stage is Stage.VOCABULARY:  # changes no shape that costs time
+                new = {"size": 4 * chosen.bundle.parameters}
+            elif step.stage is Stage.RECOVER or chosen.record.get("trains"):
+                # training is not repeated: the figures of the trial itself are shown
+                new, seconds = {"ratio": chosen.record.get("trained_ratio")}, chosen.record["seconds"]
+            else:
+                prefix = Recipe(list(done)).apply(
+                    session.bundle, session.task, Run(seed=session.settings.seed)
+                )
+                name = "-".join(type(s).__name__ for s in done)
+                session.progress.trying(f"what each step cost: {type(step).__name__}")
+                scores = session.score(prefix, how, "search", f"step-{name}")
+                ratio, size = session.compare(scores, "search").estimate, deployed_size(prefix, TORCH)
+                new, seconds = {"ratio": ratio, "size": size, "timed": name}, prefix.history[-1]["seconds"]
+                timed[name] = session.runner(prefix, how)
+            states.append(states[-1] | new)
+            took.append(seconds)
+        calls = {n: call(r, load, session.task.reduce) for n, r in (timed | {"delivered": delivered}).items()}
+        times = measure.compare(calls, rounds=4, warmup=1)
     finally:
-        runner.close()
+        for runner in timed.values():
+            runner.close()
         gc.collect()
-    return {"size": 4 * bundle.parameters, "ms": 1000 * timing.median / len(load), "ratio": ratio}
+    last = {"size": deployed_bytes(folder, chosen), "ratio": chosen.record["ratio"], "timed": "delivered"}
+    states.append(states[-1] | last)
+    for state in states:
+        state["ms"] = 1000 * times[state["timed"]].median / len(load)
+    deploy = chosen.recipe.deploy
+    names = [type(s).__name__ for s in chosen.recipe.steps] + [f"run as {deploy.runtime} {deploy.precision}"]
+    fields = [fields_of(s) for s in (*chosen.recipe.steps, deploy)]
+    return [
+        _row(name, given, old, new, seconds)
+        for name, given, old, new, seconds in zip(names, fields, states, states[1:], [*took, None])
+    ]
 
 
 def _row(

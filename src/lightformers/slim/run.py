@@ -237,7 +237,7 @@ def _describe(
             "speedups": dict(race.speedups),
             "speedups_of": "latency" if settings.goal == "latency" else "throughput",
         },
-        "steps": handover.step_costs(session, chosen, Path(outcome["folder"]), load),
+        "steps": handover.step_costs(session, chosen, Path(outcome["folder"]), load, runner),
         "layers": {"before": measure.profile(bundle, batch), "after": measure.profile(chosen.bundle, small)},
         "why_not_faster": measure.why_not_faster(runner, chosen.bundle, list(load), task.reduce),
     }

@@ -119,13 +119,17 @@ def cheap(
             study.tell(trial, [known["cost"], known["distance"]])
         else:
             study.tell(trial, state=optuna.trial.TrialState.FAIL)
-    for cut in _points(session, space):
+    for number, cut in enumerate(_points(session, space)):
+        if number and time.monotonic() > end + CHEAP_SHARE * session.settings.budget:
+            break
         _untrained(session, cut, order, reference, cost, n_load)
     return [t for t in session.store.trials() if t["rung"] == 0 and t["state"] == "complete"]
 
 
 def _points(session: Session, space: Space) -> list[Cut]:
-    return [Cut(len(space.blocks), method=name, ratio=ratio) for name, ratio in session.menu.points]
+    """Methods at one half first: where time is short, the others are not tried."""
+    points = sorted(session.menu.points, key=lambda p: abs(p[1] - 0.5))
+    return [Cut(space.blocks[0], method=name, ratio=ratio) for name, ratio in points]
 
 
 def _untrained(
@@ -222,7 +226,8 @@ def recover(
             before = checkpoint(session, name, rung - 1) if rung > 1 else None
             model = candidates.trained(session, cut, order, seconds, before)
             candidates.keep(cut, model, checkpoint(session, name, rung))
-            scores = session.score(model, session.brisk, "search", f"{slug(name)}-{rung}")
+            deploy = candidates.deployed(cut, session.brisk)
+            scores = session.score(model, deploy, "search", f"{slug(name)}-{rung}")
             ratio = session.compare(scores, "search")
             session.store.end(
                 name,
