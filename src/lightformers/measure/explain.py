@@ -14,6 +14,7 @@ from lightformers.measure.profile import profile, profile_openvino
 from lightformers.measure.resources import flops
 from lightformers.runners import Reduce, Runner
 from lightformers.runners.batching import fill, plan
+from lightformers.telemetry import quiet
 
 #: Modules and kinds whose time is spent in matrix products.
 _PRODUCTS = {"matrix products"}
@@ -206,7 +207,7 @@ def _linear_share(bundle: Bundle, batch: Any) -> float:
     try:
         with torch.inference_mode():
             module(**batch.inputs)
-            with watch(activities=[ProfilerActivity.CPU]) as seen:
+            with quiet(), watch(activities=[ProfilerActivity.CPU]) as seen:  # the profiler writes to stderr
                 module(**batch.inputs)
     finally:
         for m in training:
