@@ -15,6 +15,7 @@ from lightformers.reproduce import Finding, common, llm_int8
 #: Experiments that take minutes even at a tiny budget.
 SLOW = ("axformer", "dsformer")
 NEEDS = {
+    "acm": ("cifar10",),
     "bct": ("trec", "sst2"),
     "axformer": ("trec",),
     "dsee": ("trec",),
@@ -57,6 +58,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         for cell in row.values():
             assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
     check = {
+        "acm": costs_are_counted,
         "bct": eight_times_smaller,
         "axformer": disjoint_sets,
         "dsee": equal_numbers,
@@ -79,6 +81,14 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "zett": unseen_tokenizers,
     }
     check[slug](made)
+
+
+def costs_are_counted(made: Finding) -> None:
+    rows = {row["arm"]: row["multiply-adds of the feed-forwards per token"]["mean"] for row in made.table}
+    whole = rows["original"]
+    assert whole == 4 * 2 * 4 * 96**2
+    assert rows["uniform, 0.5"] == rows["random, 0.5"] == rows["narrow feed-forward, 0.5"] == whole / 2
+    assert 0 < rows["gates, 0.5"] < 1.1 * whole
 
 
 def zeros_stay(made: Finding) -> None:
