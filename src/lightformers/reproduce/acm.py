@@ -107,8 +107,9 @@ def _teacher(task: ImageClassification, clock: common.Clock) -> Bundle:
 
     config = ViTConfig(
         hidden_size=_WIDTH, num_hidden_layers=_BLOCKS, num_attention_heads=4, intermediate_size=4 * _WIDTH, image_size=32,
-        patch_size=_PATCH, num_labels=len(task.labels), hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        patch_size=_PATCH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
+    config.num_labels = len(task.labels)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made: nn.Module = ViTForImageClassification(config)
