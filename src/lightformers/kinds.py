@@ -79,5 +79,7 @@ KINDS: dict[str, Kind] = {
     "rms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "RMSNorm"),
     "crms_norm": Kind("0.1.0", "lightformers.parts.zero_mean", "CRMSNorm"),
     "stream_entry": Kind("0.1.0", "lightformers.parts.zero_mean", "StreamEntry"),
+    "adaptive_module": Kind("0.1.0", "lightformers.parts.adaptive", "AdaptiveModule"),
+    "pass_through": Kind("0.1.0", "lightformers.parts.adaptive", "PassThrough"),
     "zero_mean_linear": Kind("0.1.0", "lightformers.parts.zero_mean", "ZeroMeanLinear"),
 }  # fmt: skip

@@ -66,8 +66,8 @@ BLIND = (
 )  # fmt: skip
 #: Steps that train, or ask for a loss; their own tests hold them.
 TRAINED = {
-    "AxFormer", "DSEE", "FuseBlocks", "MiniLM", "MinitronRetrain", "Pela", "Recover", "SparsePretraining",
-    "TeacherIntervention", "VTrans", "ZeroShotTokenizer",
+    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "MiniLM", "MinitronRetrain", "Pela", "Recover",
+    "SparsePretraining", "TeacherIntervention", "VTrans", "ZeroShotTokenizer",
 }  # fmt: skip
 QUIET = Run(dtype="fp32")
 

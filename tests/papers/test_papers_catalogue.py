@@ -17,6 +17,7 @@ from lightformers.errors import UserError
 
 #: Papers whose code found a better place than the catalogue had planned.
 MOVED = {
+    "acm": "compress/adaptive/acm.py",
     "dsee": "compress/prune/dsee.py",
     "essential-sparsity": "compress/prune/essential_sparsity.py",
     "fusegpt": "compress/fold/fusegpt.py",

@@ -15,8 +15,10 @@ from lightformers.reproduce import Finding, common, llm_int8
 #: Experiments that take minutes even at a tiny budget.
 SLOW = ("axformer", "dsformer")
 NEEDS = {
+    "acm": ("cifar10",),
     "bct": ("trec", "sst2"),
     "axformer": ("trec",),
+    "dclip": (),
     "dsee": ("trec",),
     "essential-sparsity": ("trec", "sst2"),
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
@@ -57,8 +59,10 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         for cell in row.values():
             assert not isinstance(cell, dict) or len(cell["values"]) == len(made.seeds)
     check = {
+        "acm": costs_are_counted,
         "bct": eight_times_smaller,
         "axformer": disjoint_sets,
+        "dclip": text_stays,
         "dsee": equal_numbers,
         "essential-sparsity": zeros_stay,
         "idt5": trimming_is_exact,
@@ -79,6 +83,24 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "zett": unseen_tokenizers,
     }
     check[slug](made)
+
+
+def costs_are_counted(made: Finding) -> None:
+    rows = {row["arm"]: row["multiply-adds of the feed-forwards per token"]["mean"] for row in made.table}
+    whole = rows["original"]
+    assert whole == 4 * 2 * 4 * 96**2
+    assert rows["uniform, 0.5"] == rows["random, 0.5"] == rows["narrow feed-forward, 0.5"] == whole / 2
+    assert 0 < rows["gates, 0.5"] < 1.1 * whole
+
+
+def text_stays(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() == {"no training", "contrast", "contrast + cosine", "both + anchor"}
+    whole = rows["no training"]["R@1 of images"]["values"]
+    assert whole[0] == whole[1]  # one original for all seeds
+    for row in made.table:
+        assert row["R@1 of images"]["mean"] <= row["R@5 of images"]["mean"] <= 1
+        assert 0 < row["MAP of images"]["mean"] <= 1
 
 
 def zeros_stay(made: Finding) -> None:

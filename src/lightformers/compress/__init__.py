@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 _STEPS = {
+    "AdaptiveModules": "lightformers.compress.adaptive.acm",
     "AxFormer": "lightformers.compress.prune.axformer",
     "DropBlocks": "lightformers.compress.prune.blocks",
     "PruneChannels": "lightformers.compress.prune.channels",
@@ -41,6 +42,7 @@ _STEPS = {
 __all__ = sorted(_STEPS)
 
 if TYPE_CHECKING:
+    from lightformers.compress.adaptive.acm import AdaptiveModules
     from lightformers.compress.distill import MiniLM, Recover
     from lightformers.compress.factorize.dsformer import DenseSparse
     from lightformers.compress.factorize.greenformers import Greenformers

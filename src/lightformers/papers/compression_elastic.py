@@ -103,7 +103,7 @@ PAPERS = (
             "Replaces a layer by a chain of small learners whose outputs add up, while a tiny gate decides "
             "for every token how many of them run."
         ),
-        part="lightformers.compress.conditional.acm:AdaptiveComputation",
+        part="lightformers.compress.adaptive.acm:AdaptiveModules",
     ),
     Paper(
         slug="flexibert",

@@ -1,0 +1,1 @@
+"""Models that spend as much on an input as it needs."""
