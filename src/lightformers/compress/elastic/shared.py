@@ -66,9 +66,10 @@ class Shared:
         module = self.bundle.module()
         network.skeleton.train(self.bundle.model.training)
         weights = dict(module.named_parameters())
-        return functional_call(
-            network.skeleton, {name: piece(weights) for name, piece in network.pieces.items()}, (), inputs
-        )
+        device = next(iter(weights.values())).device
+        held = {name: piece(weights) for name, piece in network.pieces.items()}
+        held |= {name: buffer.to(device) for name, buffer in network.skeleton.named_buffers()}
+        return functional_call(network.skeleton, held, (), inputs)
 
     def module(self, size: Size) -> nn.Module:
         """The sub-network as a module that a runner or a training loop takes; its parameters are the whole's."""
