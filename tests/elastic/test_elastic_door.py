@@ -222,7 +222,7 @@ def test_the_frontier_is_a_page_of_its_own(trained: tuple[Elastic, Bundle, Any],
     assert facts["rows"][-1]["quality"]["estimate"] == task.evaluate(runner, "verify").value
     assert all(row["latency_ms"] > 0 for row in facts["rows"])
     page = (tmp_path / "frontier.html").read_text()
-    assert "http" not in page.split('<script type="text/plain"')[0] and "default-src 'none'" in page
+    assert "://" not in page.split('<script type="text/plain"')[0] and "default-src 'none'" in page
     for axis in ("parameters", "latency"):
         figure = frontier.chart(facts, axis)
         go.Figure(_painted(figure))  # raises on what plotly does not know
@@ -254,8 +254,12 @@ def test_methods_are_a_closed_table() -> None:
         methods.name_of(object())  # type: ignore[arg-type]
 
 
+def call(*arguments: Any) -> Any:
+    return CliRunner().invoke(app, ["elastic", *map(str, arguments)])
+
+
 def test_the_command_line(tmp_path: Path) -> None:
-    """Train, extract by weights with and without a task, refusals."""
+    """Train, then extract by weights with and without a task."""
     bundle, task = world.bundle("bert-classifier"), elastic_world.classification(24)
     lf.export.save(bundle, tmp_path / "model")
     rows = [r for split in task.splits.values() for r in split]
@@ -265,10 +269,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     )
     asked = ["--task", "text-classification", "--data", str(data), "--text", "words"]
 
-    def call(*arguments: Any) -> Any:
-        return CliRunner().invoke(app, ["elastic", *map(str, arguments)])
-
-    train = ["train", tmp_path / "model", *asked, "--out", tmp_path / "e", "--budget", "0.3s"]
+    train = ["train", tmp_path / "model", *asked, "--out", tmp_path / "e", "--budget", "0.1s"]
     done = call(
         *train, "--method", "matformer", "--set", "ratios=[0.5, 1.0]", "--set", "examples=8", "--json"
     )
@@ -286,15 +287,27 @@ def test_the_command_line(tmp_path: Path) -> None:
                 *asked, "--number", 2)  # fmt: skip
     assert done.exit_code == 0 and "the best of 2" in done.stdout, done.output
     assert lf.load(tmp_path / "mixed", "text-classification").parameters <= limit
+
+
+def test_the_command_line_refuses(trained: tuple[Elastic, Bundle, Any], tmp_path: Path) -> None:
+    trained[0].save(tmp_path / "e")
+    out = ["--out", tmp_path / "small"]
+    train = ["train", tmp_path / "e", "--task", "text-classification", "--data", tmp_path / "none.csv", *out]
     for arguments, why in (
         ([*train, "--method", "magic"], "unknown method"),
         ([*train, "--method", "matformer", "--set", "ratios"], "NAME=VALUE"),
-        (["extract", tmp_path / "e", "--budget", "params=1", "--out", out], "smallest possible"),
-        (["extract", tmp_path / "e", "--budget", "10M", "--out", out], "is no budget"),
-        (["extract", tmp_path / "model", "--budget", "params=1M", "--out", out], "no elastic model"),
+        ([*train, "--method", "matformer", "--set", "ratios=[2, 1]"], "rise"),
+        ([*train, "--method", "matformer", "--budget", "soon"], "is no time"),
+        (["extract", tmp_path / "e", "--budget", "params=1", *out], "smallest possible"),
+        (["extract", tmp_path / "e", "--budget", "10M", *out], "is no budget"),
+        (["extract", tmp_path, "--budget", "params=1M", *out], "no elastic model"),
         (["extract", tmp_path / "e", "--budget", "params=1M", "--out", tmp_path / "e"], "another folder"),
-        (["extract", tmp_path / "e", "--budget", "latency=5ms", "--out", out], "give a task"),
-        (["extract", tmp_path / "e", "--budget", "params=1M", "--out", out, "--task", "x"], "go together"),
+        (["extract", tmp_path / "e", "--budget", "latency=5ms", *out], "give a task"),
+        (["extract", tmp_path / "e", "--budget", "params=1M", *out, "--task", "x"], "go together"),
     ):
         failed = call(*arguments)
-        assert failed.exit_code != 0 and why in str(failed.exception), (arguments, failed.exception)
+        assert isinstance(failed.exception, UserError) and why in str(failed.exception), (
+            arguments,
+            failed.exception,
+        )
+    assert not (tmp_path / "small").exists()

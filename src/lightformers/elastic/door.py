@@ -94,9 +94,25 @@ class Elastic:
     def _shared(self) -> Shared:
         return Shared(self.bundle, self.space.nesting)
 
+    @cached_property
+    def _weights(self) -> dict[Size, int]:
+        return {}
+
+    @cached_property
+    def _opens(self) -> dict[Size, bool]:
+        return {}
+
     def parameters(self, size: Size) -> int:
         """How many weights this size has."""
-        return self._shared.parameters_of(size)
+        if size not in self._weights:
+            self._weights[size] = self._shared.parameters_of(size)
+        return self._weights[size]
+
+    def native(self, size: Size) -> bool:
+        """Whether plain transformers opens this size."""
+        if size not in self._opens:
+            self._opens[size] = not anatomy.native_reasons(self._shared.outline(size).model)
+        return self._opens[size]
 
     def extract(self, size: Size) -> Bundle:
         """This size as a model of its own, with the outputs it has inside the whole. Raises ModelError for others."""
@@ -136,54 +152,43 @@ class Elastic:
         if wanted.kind == "latency" and task is None:
             raise UserError("latency is measured on a task's workload: give a task (--task and --data)")
         rng = np.random.default_rng(seed)
-        pool = picking.candidates(self.space, picking.POOL, rng)
-        weights = {size: self.parameters(size) for size in pool}
-
-        def parameters(size: Size) -> int:
-            return weights.setdefault(size, self.parameters(size)) if size not in weights else weights[size]
-
-        opens: dict[Size, bool] = {}
-
-        def allowed(size: Size) -> bool:
-            if native and size not in opens:
-                opens[size] = not anatomy.native_reasons(self._shared.outline(size).model)
-            return opens.get(size, True)
-
-        pool = [size for size in pool if allowed(size)]
+        # no config says unequal blocks: where plain transformers is to open the result, they need not be looked at
+        space = replace(self.space, alike=True) if native else self.space
+        pool = [s for s in picking.candidates(space, picking.POOL, rng) if not native or self.native(s)]
         if not pool:
             raise UserError(
                 "plain transformers opens no size of this space: use --allow-custom (native=False)"
             )
-        cost: Callable[[Size], float] = parameters
-        predictor: Predictor | None = None
+        cost: Callable[[Size], float] = self.parameters
         if wanted.kind == "latency":
             say("timing a few sizes")
-            predictor = self._predictor(pool, parameters, task, deploy, seed)
-            cost = lambda size: predictor(size, parameters(size))  # noqa: E731
+            cost = self._predictor(pool, task, deploy, seed)
         fits = [size for size in pool if cost(size) <= wanted.limit]
         if not fits:
-            least = min(map(cost, pool))
-            raise UserError(
-                f"no size of this model fits {wanted}: the smallest possible takes {wanted.said(least)}"
-            )
+            least = wanted.said(min(map(cost, pool)))
+            raise UserError(f"no size of this model fits {wanted}: the smallest possible takes {least}")
         if task is None:
-            best = max(fits, key=parameters)
-            return Picked(best, parameters(best))
+            best = max(fits, key=self.parameters)
+            return Picked(best, self.parameters(best))
+
+        def price(size: Size) -> float:
+            return cost(size) if not native or self.native(size) else float("inf")
+
         higher, quality = self._quality(task, say)
-        tried = picking.search(
-            self.space, fits, lambda s: cost(s) if allowed(s) else float("inf"), wanted.limit, quality, number, rng
-        )  # fmt: skip
+        tried = picking.search(space, fits, price, wanted.limit, quality, number, rng)
         said = tuple((size, value if higher else -value) for size, value in tried)
-        if predictor is None:
-            return Picked(tried[0][0], parameters(tried[0][0]), None, said[0][1], said)
-        return self._within(wanted, task, deploy, said, fits, parameters, seed, say)
+        if wanted.kind == "latency":
+            return self._within(wanted, task, deploy, said, fits, seed, say)
+        return Picked(said[0][0], self.parameters(said[0][0]), None, said[0][1], said)
 
     def _predictor(
-        self, pool: list[Size], parameters: Callable[[Size], int], task: Any, deploy: Deploy | None, seed: int
-    ) -> Predictor:
-        order = sorted(pool, key=parameters)
+        self, pool: list[Size], task: Any, deploy: Deploy | None, seed: int
+    ) -> Callable[[Size], float]:
+        """Milliseconds of a size, from a few of the pool that are timed."""
+        order = sorted(pool, key=self.parameters)
         grid = list(dict.fromkeys(order[round(i)] for i in np.linspace(0, len(order) - 1, picking.GRID)))
-        return Predictor.fit(grid, [parameters(s) for s in grid], self._times(grid, task, deploy, seed))
+        found = Predictor.fit(grid, [self.parameters(s) for s in grid], self._times(grid, task, deploy, seed))
+        return lambda size: found(size, self.parameters(size))
 
     def _times(self, sizes: list[Size], task: Any, deploy: Deploy | None, seed: int) -> list[float]:
         examples = task.workload(picking.ALONE, seed=seed)
@@ -212,16 +217,16 @@ class Elastic:
 
     def _within(
         self, wanted: Budget, task: Any, deploy: Deploy | None, said: tuple[tuple[Size, float], ...], fits: list[Size],
-        parameters: Callable[[Size], int], seed: int, say: Callable[[str], None],
+        seed: int, say: Callable[[str], None],
     ) -> Picked:  # fmt: skip
         """The best of those tried that is measured to keep within the latency, else the smallest that does."""
-        smallest = min(fits, key=parameters)
+        smallest = min(fits, key=self.parameters)
         ms = float("inf")
         for size, value in [*said, *((s, None) for s in [smallest] if s not in dict(said))]:
             say(f"timing {size}")
             (ms,) = self._times([size], task, deploy, seed)
             if ms <= wanted.limit:
-                return Picked(size, parameters(size), ms, value, said)
+                return Picked(size, self.parameters(size), ms, value, said)
         raise UserError(
             f"no size of this model was measured within {wanted}: the smallest takes {wanted.said(ms)}"
         )

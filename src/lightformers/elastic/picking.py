@@ -18,6 +18,8 @@ from lightformers.steps import Deploy
 
 #: Candidates whose cost is looked at, sizes that are timed, examples that are timed and scored.
 POOL, GRID, ALONE, SCORED = 96, 6, 12, 400
+#: Share of neighbours among the later candidates; the others are drawn from the whole space.
+NEAR = 0.75
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ def search(
 ) -> list[tuple[Size, float]]:  # fmt: skip
     """(size, quality) of about `number` sizes that cost at most `limit`, best first.
 
-    The dearest of `fitting` come first, because more weights are mostly better; then neighbours of the best.
+    The dearest of `fitting` come first, because more weights are mostly better; then mostly neighbours of the best.
     """
     first = sorted(fitting, key=cost, reverse=True)[: max(number - number // 2, 1)]
     scored = {size: quality(size) for size in first}
@@ -104,7 +106,8 @@ def search(
         if len(scored) >= min(number, space.count):
             break
         parents = sorted(scored, key=lambda s: -scored[s])[:3]
-        child = mutated(parents[int(rng.integers(len(parents)))], space, rng)
+        parent = parents[int(rng.integers(len(parents)))]
+        child = mutated(parent, space, rng) if rng.random() < NEAR else space.sample(rng)
         if child not in scored and cost(child) <= limit:
             scored[child] = quality(child)
     return sorted(scored.items(), key=lambda item: (-item[1], cost(item[0])))

@@ -7,9 +7,13 @@ from typing import Any
 
 import numpy as np
 import steps_world as world
+import torch
+from torch import Tensor, nn
 
+from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.tasks.text_classification import TextClassification
+from lightformers.train import Feed, Settings, fit
 
 FAMILIES = ("bert", "bert-classifier", "gpt2", "llama", "vit", "t5")
 
@@ -43,3 +47,23 @@ def classification(size: int = 96) -> TextClassification:
     return TextClassification.from_examples(
         {"train": rows[:size], "valid": rows[size : size + size // 2], "test": rows[size + size // 2 :]}
     )
+
+
+def two_blocks(feed_forward: float = 1.0) -> Bundle:
+    """A classifier of two blocks whose feed-forwards write so many times as much as usual."""
+    bundle = world.bundle("bert-classifier")
+    anatomy.surgery.keep_blocks(bundle.model, [0, 1])
+    with torch.no_grad():
+        for layer in bundle.model.bert.encoder.layer:
+            layer.output.dense.weight.mul_(feed_forward)
+    return bundle
+
+
+def plainly(bundle: Bundle, task: TextClassification, tokens: int) -> None:
+    """Learn the labels as ever: only the whole model."""
+
+    def loss(module: nn.Module, batch: Batch) -> Tensor:
+        return task.loss(module(**batch.inputs), batch)
+
+    feed = Feed.of(bundle, task.training_examples(True), max_tokens=400)
+    fit(bundle.module(), feed, loss, Settings(tokens=tokens, lr=3e-3, precision="fp32"))

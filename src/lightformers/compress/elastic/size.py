@@ -46,7 +46,8 @@ class Size:
         return f"{self.blocks} blocks, {said(self.heads)} heads, {said(self.channels)} channels, width {self.width}"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As plain data for JSON."""
+        return asdict(self) | {"heads": list(self.heads), "channels": list(self.channels)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Size:
