@@ -251,7 +251,7 @@ class Elastic:
             rows.append({"name": str(size), "size": size.to_dict(), "parameters": self.parameters(size),
                          "latency_ms": ms, "quality": quality})  # fmt: skip
         facts = {
-            "method": methods.name_of(self.method),
+            "method": type(self.method).__name__,
             "task": task.name,
             "metric": task.metric.name,
             "higher_is_better": task.metric.higher_is_better,

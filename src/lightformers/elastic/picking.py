@@ -89,7 +89,8 @@ def mutated(size: Size, space: Space, rng: np.random.Generator) -> Size:
     place = int(rng.integers(size.blocks))
     for i in range(size.blocks) if space.alike else (place,):
         values[i] = moved(values[i], choices)
-    return replace(size, **{name: tuple(values)})
+    changed = tuple(values)
+    return replace(size, heads=changed) if name == "heads" else replace(size, channels=changed)
 
 
 def search(

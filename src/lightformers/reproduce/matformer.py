@@ -66,7 +66,7 @@ def _one(
     _METHOD.train(whole, job, Run(tokens=tokens, seed=seed, use_labels=True))
     nested = [_sub(whole, size) for size in sizes]
     out = {_NESTED: _losses(nested, job) | _voice(nested, job)}
-    out[_NESTED] |= _mixtures(whole, space, nested, job, 5 if clock.few else 30, seed)
+    out[_NESTED] |= _mixtures(whole, space, nested, job, clock.size(30, 2), seed)
     apart = [_trained(letters, job, size, max(steps // len(sizes), 1), seed) for size in sizes]
     out[_APART] = _losses(apart, job) | _voice(apart, job)
     if not clock.few:
@@ -138,7 +138,7 @@ def _plan(clock: common.Clock, letters: characters.Characters, job: Any, seeds: 
     characters.loss(bundle, job)
     score = time.monotonic() - begun
     scored, trainings = (30, 3) if clock.few else (60, 6)
-    return max(int((clock.left() / seeds - scored * score) / step / trainings), 8)
+    return max(int((clock.left() / seeds - scored * score) / step / trainings), 4)
 
 
 def _conclude(

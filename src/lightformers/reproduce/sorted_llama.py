@@ -197,7 +197,7 @@ def _plan(
     begun = time.monotonic()
     _answered(bundle, job)
     fixed = (time.monotonic() - begun) * 8 * arms
-    return max(int((clock.left() / seeds - fixed) / max(step + 0.8 * arms * tuning, 1e-3)), 6)
+    return max(int((clock.left() / seeds - fixed) / max(step + 0.8 * arms * tuning, 1e-3)), 3)
 
 
 def _conclude(

@@ -70,12 +70,12 @@ def test_the_loss_is_the_weighted_mean_over_exits() -> None:
     bundle = world.bundle("llama")
     batch = batch_of("llama", bundle)
     lesson = sorted_llama.answers(bundle)
-    each = [float(lesson(sub(bundle, depth).model, batch)) for depth in (1, 3, 4)]
+    each = [float(lesson(sub(bundle, depth).model, batch).detach()) for depth in (1, 3, 4)]
     for weights in (None, (1.0, 2.0, 5.0)):
         objective = sorted_llama.Sorted(Exits(bundle, (1, 3, 4)), lesson, weights)
         share = [1 / 3] * 3 if weights is None else [0.125, 0.25, 0.625]
         wanted = sum(w * e for w, e in zip(share, each))
-        assert float(objective(bundle.module(), batch)) == pytest.approx(wanted, rel=1e-4)
+        assert float(objective(bundle.module(), batch).detach()) == pytest.approx(wanted, rel=1e-4)
 
 
 def test_only_what_follows_the_prompt_is_learnt() -> None:
@@ -98,7 +98,7 @@ def test_only_what_follows_the_prompt_is_learnt() -> None:
         logits = bundle.model(**batch.inputs)["logits"]
         wanted = [-logits[i, t - 1].log_softmax(-1)[ids[i, t]] for i, t in mask.nonzero().tolist() if t > 0]
         found = answer_loss(logits, ids, mask)
-        assert float(found) == pytest.approx(float(torch.stack(wanted).mean()), rel=1e-5)
+        assert float(found.detach()) == pytest.approx(float(torch.stack(wanted).mean().detach()), rel=1e-5)
     empty = bundle.collate([rows[1], rows[1]])
     loss = sorted_llama.Sorted(Exits(bundle, (2, 4)), sorted_llama.answers(bundle))(bundle.module(), empty)
     loss.backward()
@@ -149,17 +149,26 @@ def test_a_language_model_learns_its_answers_and_is_extracted_by_depth(tmp_path:
     task = CausalLM.from_examples({"train": rows * 4, "valid": rows[:1], "test": rows[1:2]})
     batch = bundle.collate(rows)
     lesson = sorted_llama.answers(bundle)
-    before = float(lesson(sub(bundle, 1).model, batch))
+    before = float(lesson(sub(bundle, 1).model, batch).detach())
     method = SortedLlama((1, 2, 4), lr=5e-3)
     made = Elastic.train(bundle, task, method, Run(dtype="fp32", tokens=2000, use_labels=True))
     assert made.space.blocks == (1, 2, 4) and made.space.count == 3
-    assert float(lesson(sub(made.bundle, 1).model, batch)) < 0.3 * before
+    assert float(lesson(sub(made.bundle, 1).model, batch).detach()) < 0.3 * before
     small = made.extract(made.space.smallest)
     lf.export.save(small, tmp_path)
     again = lf.load(tmp_path, "causal-lm")
     with torch.no_grad():
         wanted = made.outputs(made.space.smallest, **batch.inputs)["logits"]
         assert torch.allclose(again.model(**batch.inputs)["logits"], wanted, atol=1e-5)
+
+
+def test_an_exit_drafts_for_the_whole_without_changing_what_it_says() -> None:
+    bundle = world.bundle("llama")
+    ids = batch_of("llama", bundle).inputs["input_ids"][:1, :6]
+    settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+    plain = bundle.model.generate(ids, **settings)
+    drafted = bundle.model.generate(ids, assistant_early_exit=2, **settings)
+    assert plain.shape[1] == 14 and torch.equal(plain, drafted)
 
 
 class Scaled(T.GPT2LMHeadModel):

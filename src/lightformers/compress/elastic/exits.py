@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightformers import anatomy
 from lightformers.bundle import Bundle
+from lightformers.compress import calibration
 from lightformers.compress.elastic.shared import Shared
 from lightformers.compress.elastic.size import Size
 from lightformers.errors import ModelError
@@ -67,23 +67,23 @@ class Exits:
         finally:
             self._given = None
 
-    @torch.no_grad()
     def check(self, inputs: Mapping[str, Tensor]) -> None:
         """Raises ModelError where the last exit, taken as the others are, does not give the model's own outputs."""
         inputs = {k: v.to(next(self.bundle.model.parameters()).device) for k, v in inputs.items()}
         states: dict[int, Any] = {}
         block = anatomy.get(self.bundle.model, self._paths[-1])
         handle = block.register_forward_hook(_keep(states, self.whole))
-        try:
-            outputs = named(self.bundle.module()(**inputs, **self.arguments))
-        finally:
-            handle.remove()
-        for name, value in self._tail(inputs, states[self.whole]).items():
-            gap = (value.float() - outputs[name].float()).abs().max()
-            if not gap <= _CLOSE * outputs[name].abs().max().clamp(min=1e-3):
-                raise ModelError(
-                    "this model does more after its blocks than its last block shows: it has no natural exits"
-                )
+        with calibration.evaluating(self.bundle.model):  # with dropout no two forwards are alike
+            try:
+                outputs = named(self.bundle.module()(**inputs, **self.arguments))
+            finally:
+                handle.remove()
+            for name, value in self._tail(inputs, states[self.whole]).items():
+                gap = (value.float() - outputs[name].float()).abs().max()
+                if not gap <= _CLOSE * outputs[name].abs().max().clamp(min=1e-3):
+                    raise ModelError(
+                        "this model does more after its blocks than its last block shows: it has no natural exits"
+                    )
 
 
 def _keep(states: dict[int, Any], depth: int) -> Any:

@@ -123,7 +123,8 @@ class Nested:
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         if self.mode == "sample":
-            rng = np.random.default_rng((self.seed, batch.targets["position"]))
+            position = batch.targets.get("position", len(self.drawn))
+            rng = np.random.default_rng((self.seed, position))
             self.drawn.append(int(rng.choice(len(self.sizes), p=self.probabilities)))
             return self.lesson(self.shared.module(self.sizes[self.drawn[-1]]), batch)
         losses = [
