@@ -18,7 +18,9 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Deploy": ("lightformers.steps", "Deploy"),
     "Run": ("lightformers.steps", "Run"),
     "Stage": ("lightformers.steps", "Stage"),
+    "Elastic": ("lightformers.elastic", "Elastic"),
     "slim": ("lightformers.slim", None),
+    "elastic": ("lightformers.elastic", None),
     "anatomy": ("lightformers.anatomy", None),
     "compress": ("lightformers.compress", None),
     "export": ("lightformers.export", None),
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from lightformers import (
         anatomy,
         compress,
+        elastic,
         export,
         measure,
         papers,
@@ -46,6 +49,7 @@ if TYPE_CHECKING:
         train,
     )
     from lightformers.bundle import Bundle, load
+    from lightformers.elastic import Elastic
     from lightformers.steps import Deploy, Recipe, Run, Stage
 
 

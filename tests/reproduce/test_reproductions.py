@@ -34,8 +34,10 @@ NEEDS = {
     "pre-crmsnorm": ("tinyshakespeare",),
     "zett": ("wikitext2_small",),
     "minilm": ("trec", "sst2", "wikitext2_small", "ag_news"),
+    "matformer": ("tinyshakespeare",),
     "minitron": ("tinyshakespeare",),
     "obert": ("trec",),
+    "sorted-llama": ("tinyshakespeare",),
     "spdf": ("wikitext2_small", "tinyshakespeare"),
     "vtrans": ("trec",),
 }  # fmt: skip
@@ -68,11 +70,13 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "idt5": trimming_is_exact,
         "llm-fp4": four_bits,
         "llm-int8": planting,
+        "matformer": nested_sizes,
         "minilm": relations,
         "quantizable-transformers": rounding_costs,
         "teacher-intervention": both_are_ternary,
         "minitron": scratch_and_cut,
         "obert": second_order,
+        "sorted-llama": exits_answer,
         "spdf": flops_are_counted,
         "vtrans": budgets_are_held,
         "dsformer": weight_errors,
@@ -217,6 +221,23 @@ def scratch_and_cut(made: Finding) -> None:
     assert rows.keys() >= {"teacher", "scored cut + KL", "random cut + KL", "from scratch"}
     assert all(row["loss after retraining"]["mean"] < 6 for row in made.table)
     assert "width 96, 3 heads" in made.settings["small"]
+
+
+def nested_sizes(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() == {"nested", "apart, equal steps in total", "sliced"}
+    assert all(
+        0 < row[f"loss, {n}"]["mean"] < 6 for row in made.table for n in ("1/8", "1/4", "1/2", "whole")
+    )
+    assert rows["sliced"]["loss, 1/8"]["mean"] > rows["sliced"]["loss, whole"]["mean"]
+
+
+def exits_answer(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() == {"ordinary tuning", "ordinary tuning + heads of exits", "sorted tuning, sum"}
+    whole = "answer loss, 8 blocks"
+    assert rows["ordinary tuning"][whole] == rows["ordinary tuning + heads of exits"][whole]
+    assert all(0 <= row["answers right, 2 blocks"]["mean"] <= 1 for row in made.table)
 
 
 def flops_are_counted(made: Finding) -> None:

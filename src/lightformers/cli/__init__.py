@@ -48,6 +48,9 @@ def _command(name: str) -> Callable[..., Any]:
 for _name in COMMANDS:
     app.command(_name)(_command(_name))
 app.add_typer(import_module("lightformers.cli.papers").app, name="papers", help="The catalogue of papers.")
+app.add_typer(
+    import_module("lightformers.cli.elastic").app, name="elastic", help="One model that holds many sizes."
+)
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ PAPERS = (
             "Fine-tunes a decoder at several depths through the one shared norm and head, so that its first "
             "layers alone form working smaller models."
         ),
-        part="lightformers.compress.elastic.sorted_llama:SortedFineTuning",
+        part="lightformers.compress.elastic.sorted_llama:SortedLlama",
     ),
     Paper(
         slug="pre-crmsnorm",

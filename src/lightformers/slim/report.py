@@ -6,10 +6,7 @@ security policy in the page forbids every request, so that the page cannot load 
 
 from __future__ import annotations
 
-import base64
 import functools
-import gzip
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,8 +21,9 @@ from lightformers import files
 from lightformers.slim import charts, digest, frontier
 from lightformers.slim import numbers as n
 from lightformers.slim.facts import facts
-
-_TEMPLATES = Path(__file__).parent / "templates"
+from lightformers.slim.page import TEMPLATES as _TEMPLATES
+from lightformers.slim.page import plotly as _plotly
+from lightformers.slim.page import script_json as _script_json
 
 
 def plain(value: Any) -> Any:
@@ -39,19 +37,6 @@ def plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int, bool)) else str(value)
-
-
-def _script_json(value: Any) -> str:
-    """JSON that can stand inside a script element, whatever names and errors it holds."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
-
-
-@functools.lru_cache(maxsize=1)
-def _plotly() -> str:
-    from plotly.offline import get_plotlyjs
-
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 @functools.lru_cache(maxsize=1)

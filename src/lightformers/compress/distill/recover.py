@@ -207,6 +207,19 @@ class _Objective:
         return loss
 
 
+def imitation(
+    bundle: Bundle, teacher: Bundle, task: Any, run: Run, batches: Feed, stack: ExitStack
+) -> Callable[[nn.Module, Batch], Tensor]:
+    """(module, batch) -> how far the module's outputs are from the teacher's: what `Recover` trains with, no labels.
+
+    The module takes the bundle's inputs; it may be another than the bundle's (a sub-network of it). What is opened is
+    closed with `stack`. Raises as `Recover` does.
+    """
+    step = Recover(labels=0.0)
+    step._validate(bundle, task)
+    return _Objective(step, bundle, teacher, task, run, batches, stack)
+
+
 def _ahead(batches: Feed, bundle: Bundle) -> Callable[[Batch], list[Encoded]]:
     """What a batch's successors will ask the teacher for: many at once run several times faster than few.
 

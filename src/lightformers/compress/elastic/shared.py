@@ -8,9 +8,10 @@ every cut of `anatomy.surgery` nests, and a sub-network that is trained is the o
 from __future__ import annotations
 
 import bisect
+import copy
 from collections import OrderedDict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -57,7 +58,6 @@ class Shared:
     def __init__(self, bundle: Bundle, nesting: Nesting | None = None) -> None:
         self.bundle, self.nesting = bundle, nesting or Nesting()
         self.whole = size_of(bundle.model)
-        self._names = {id(p): n for n, p in bundle.module().named_parameters()}
         self._networks: OrderedDict[Size, _Network] = OrderedDict()
 
     def __call__(self, size: Size, **inputs: Any) -> Any:
@@ -66,17 +66,24 @@ class Shared:
         module = self.bundle.module()
         network.skeleton.train(self.bundle.model.training)
         weights = dict(module.named_parameters())
-        return functional_call(
-            network.skeleton, {name: piece(weights) for name, piece in network.pieces.items()}, (), inputs
-        )
+        device = next(iter(weights.values())).device
+        held = {name: piece(weights) for name, piece in network.pieces.items()}
+        held |= {name: buffer.to(device) for name, buffer in network.skeleton.named_buffers()}
+        return functional_call(network.skeleton, held, (), inputs)
 
     def module(self, size: Size) -> nn.Module:
         """The sub-network as a module that a runner or a training loop takes; its parameters are the whole's."""
         return _SubNetwork(self, size)
 
+    def outline(self, size: Size) -> Bundle:
+        """The sub-network as a bundle of its own whose weights take no memory (they are on the meta device)."""
+        empty = _copied(self.bundle, lambda p: torch.empty_like(p, device="meta"))
+        cut(empty.model, size, self.nesting)
+        return empty
+
     def parameters_of(self, size: Size) -> int:
         """How many weights a sub-network has; tied ones count once."""
-        return sum(p.numel() for p in self.network(size).skeleton.parameters())
+        return self.outline(size).parameters
 
     def network(self, size: Size) -> _Network:
         """Skeleton and pieces of a sub-network, from the last ones used if it is among them."""
@@ -111,13 +118,24 @@ class _SubNetwork(nn.Module):
 
 def _numbered(bundle: Bundle) -> tuple[Bundle, dict[int, str]]:
     """A copy whose weights are their own numbers, and for each weight the number it starts with -> its name."""
-    copied, starts, start = bundle.copy(), {}, 0
-    for name, parameter in copied.module().named_parameters():
-        numbers = torch.arange(start, start + parameter.numel(), dtype=torch.float64)  # exact up to 2^53
-        parameter.data = numbers.view(parameter.shape)
+    first: dict[int, int] = {}
+    starts, start = {}, 0
+    for name, parameter in bundle.module().named_parameters():
+        first[id(parameter)] = start
         starts[start] = name
         start += parameter.numel()
-    return copied, starts
+
+    def numbers(p: nn.Parameter) -> Tensor:
+        held = torch.arange(first[id(p)], first[id(p)] + p.numel(), dtype=torch.float64)  # exact up to 2^53
+        return held.view(p.shape)
+
+    return _copied(bundle, numbers), starts
+
+
+def _copied(bundle: Bundle, weight: Callable[[nn.Parameter], Tensor]) -> Bundle:
+    """A copy with other weights: `weight(p)` in place of each parameter. The old ones are not copied first."""
+    memo: dict[int, Any] = {id(p): nn.Parameter(weight(p)) for p in bundle.model.parameters()}
+    return replace(bundle, model=copy.deepcopy(bundle.model, memo), history=[])
 
 
 def _piece(name: str, numbers: Tensor, starts: Mapping[int, str], shapes: Mapping[str, torch.Size]) -> _Piece:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import nn
 
 from lightformers import anatomy
+from lightformers.anatomy.heads import key_value_groups
 from lightformers.errors import ModelError
 
 Depth = Literal["first", "spread"]
@@ -18,7 +19,11 @@ Channels = Literal["first", "by_width"]
 @dataclass(frozen=True)
 class Size:
     """blocks: how many stay. heads, channels: query heads and inner feed-forward channels of each block that stays, in
-    order. width: channels of the hidden size."""
+    order. width: channels of the hidden size.
+
+    Where heads go in proportion to the hidden size (bert, gpt2, ...: `anatomy.surgery.keep_width`), a narrower
+    sub-network has no more heads than its width allows, even where `heads` says more.
+    """
 
     blocks: int
     heads: tuple[int, ...]
@@ -41,7 +46,8 @@ class Size:
         return f"{self.blocks} blocks, {said(self.heads)} heads, {said(self.channels)} channels, width {self.width}"
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As plain data for JSON."""
+        return asdict(self) | {"heads": list(self.heads), "channels": list(self.channels)}
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Size:
@@ -97,8 +103,13 @@ def cut(model: nn.Module, size: Size, nesting: Nesting) -> None:
     whole = size_of(model)
     check(size, whole, nesting)
     kept = nesting.blocks(size.blocks, whole.blocks)
+    found = anatomy.of(model).blocks
+    for place, source in enumerate(kept):
+        attention = found[source].attention
+        if attention is not None:
+            key_value_groups(attention, range(size.heads[place]))
     if size.width < whole.width:
-        anatomy.surgery.keep_width(model, range(size.width))
+        _narrow(model, size.width)
     if size.blocks < whole.blocks:
         anatomy.surgery.keep_blocks(model, kept)
     now = size_of(model)
@@ -112,6 +123,22 @@ def cut(model: nn.Module, size: Size, nesting: Nesting) -> None:
     }
     if channels:
         anatomy.surgery.keep_channels(model, channels)
+
+
+def _narrow(model: nn.Module, width: int) -> None:
+    """Keep the first channels of the hidden size, and the first heads where they go in proportion.
+
+    Left to itself, the surgery would choose heads by the norms of their weights: another choice for every weight.
+    """
+    heads = {
+        i: range(width // b.attention.head_dim)
+        for i, b in enumerate(anatomy.of(model).blocks)
+        if b.attention is not None
+    }
+    try:
+        anatomy.surgery.keep_width(model, range(width), heads)
+    except ModelError:  # heads that stay when the width is cut; or it can't be cut, which is said again
+        anatomy.surgery.keep_width(model, range(width))
 
 
 def check(size: Size, whole: Size, nesting: Nesting) -> None:

@@ -119,7 +119,9 @@ class Space:
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> Space:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "nesting"}
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items() if k != "nesting"
+        }
         return cls(**fields, nesting=Nesting(**value["nesting"]))
 
 
