@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from lightformers import anatomy, compress
 from lightformers.bundle import Bundle
 from lightformers.compress import weights
+from lightformers.compress.prune.minitron import TOLERANCE as MINITRON
 from lightformers.compress.prune.pack import PATTERNS
 from lightformers.errors import UserError
 from lightformers.parts.sparse import place_bits
@@ -37,7 +38,16 @@ def prune_channels(ratio: float, bundle: Bundle) -> Steps:
 def prune_heads(ratio: float, bundle: Bundle) -> Steps:
     """Heads only, so the ratio must leave room for the feed-forwards."""
     held = weights.weights_of(bundle.model)
-    return [compress.PruneHeads(keep=held.share(ratio, held.attention, "attention's projections"))]
+    keep = held.share(ratio, held.attention, "attention's projections")
+    found = anatomy.of(bundle.model).blocks
+    groups = min(a.kv_heads for b in found for a in (b.attention, b.cross_attention) if a)
+    count = int(keep * groups * (1 + weights.TOLERANCE) + 1e-9)
+    if count < 1:
+        raise UserError(
+            f"one of {groups} heads (or groups of keys and values) must stay, which leaves attention more than the "
+            f"{keep:.0%} that fit"
+        )
+    return [compress.PruneHeads(keep=min(count / groups, 1.0))]
 
 
 def prune_width(ratio: float, bundle: Bundle) -> Steps:
@@ -49,7 +59,10 @@ def minitron(ratio: float, bundle: Bundle) -> Steps:
     """The best shape of all that have so many parameters; the hidden size stays, heads where plain ones reload."""
     found = anatomy.of(bundle.model)
     held = anatomy.parameters_of(bundle.model, [b.path for b in found.blocks])
-    target = 1 - (1 - ratio) * held / bundle.parameters
+    share = held / bundle.parameters
+    # what is found may be larger than the target: then too the blocks shall be small enough
+    most = 1 - (1 - ratio * (1 + weights.TOLERANCE)) * share
+    target = min(1 - (1 - ratio) * share, most / (1 + MINITRON))
     heads = 0.5 if found.native.heads is None else 1.0
     return [
         compress.Minitron(
@@ -94,7 +107,7 @@ def essential_sparsity(ratio: float, bundle: Bundle) -> Steps:
 
 
 def n_of_m(ratio: float, bundle: Bundle) -> Steps:
-    """The pattern nearest to the ratio: 2 of 4 at one half."""
+    """The densest pattern that fits: 2 of 4 at one half, 1 of 4 at a quarter."""
     held = weights.weights_of(bundle.model)
     share = held.share(ratio, held.matrices, "the matrices")
     columns = math.gcd(*(into for _, into in held.shapes.values()))
@@ -106,9 +119,12 @@ def n_of_m(ratio: float, bundle: Bundle) -> Steps:
     }
     if not stored:
         raise UserError(f"groups of 4 or 8 do not divide the inputs of all layers (in common: {columns})")
-    best = min(stored, key=lambda pattern: abs(math.log(stored[pattern] / share)))
-    if stored[best] > (1 + weights.TOLERANCE) * share:
-        raise UserError(f"the sparsest pattern stores {stored[best]:.0%} of a matrix, {share:.0%} are wanted")
+    fitting = {pattern: size for pattern, size in stored.items() if size <= (1 + weights.TOLERANCE) * share}
+    if not fitting:
+        raise UserError(
+            f"the sparsest pattern stores {min(stored.values()):.0%} of a matrix, {share:.0%} are wanted"
+        )
+    best = max(fitting, key=lambda pattern: fitting[pattern])
     return [compress.EssentialSparsity(n_of_m=best), compress.PackSparse()]
 
 
@@ -188,20 +204,21 @@ def to_rms_norm(ratio: float, bundle: Bundle) -> Steps:
     return [compress.ToRMSNorm()]
 
 
-def bits_that_fit(ratio: float, bundle: Bundle) -> int:
-    """8 or 4: the most bits of a weight at which the matrices come to `ratio`."""
+def bits_that_fit(ratio: float, bundle: Bundle, choices: tuple[int, ...] = (8, 4)) -> int:
+    """The most bits of a weight, of descending choices, at which the matrices come to `ratio`."""
     held = weights.weights_of(bundle.model)
     share = held.share(ratio, held.matrices, "the matrices")
-    for bits in (8, 4):
+    for bits in choices:
         if bits / (8 * held.element) <= (1 + weights.TOLERANCE) * share:
             return bits
-    raise UserError(f"four bits of a weight are more than {share:.0%} of the {8 * held.element} it has")
+    raise UserError(
+        f"{choices[-1]} bits of a weight are more than the {share:.0%} of its {8 * held.element} that fit"
+    )
 
 
 def llm_int8(ratio: float, bundle: Bundle) -> Steps:
     """Eight bits, whatever more the ratio would allow."""
-    if bits_that_fit(ratio, bundle) < 8:
-        raise UserError(f"eight bits of a weight are more than {ratio:.0%} of the blocks")
+    bits_that_fit(ratio, bundle, (8,))
     return [compress.LLMInt8()]
 
 
