@@ -57,7 +57,7 @@ def test_every_method_is_a_row_and_the_table_is_written(compared: Any) -> None:
     assert cut["blocks"] == pytest.approx(0.5) and cut["native"] and not packed["native"]
     assert 0.2 < packed["blocks"] < 0.4 and packed["parameters"] == whole["parameters"] > cut["parameters"]
     assert whole["bytes"] > cut["bytes"] > packed["bytes"] > 0
-    assert [list(s)[0] for s in cut["recipe"]] == ["DropBlocks", "Recover"]
+    assert [next(iter(s)) for s in cut["recipe"]] == ["DropBlocks", "Recover"]
     for row in (cut, packed):
         assert row["ratio"]["low"] <= row["ratio"]["estimate"] <= row["ratio"]["high"]
         assert row["torch"]["speedup"]["estimate"] > 0 and row["openvino"] is None
