@@ -42,7 +42,10 @@ def library(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_a_small_decoder_learns_its_books_and_opens_in_transformers(library: Path) -> None:
+def test_a_small_decoder_learns_its_books_and_opens_in_transformers(
+    library: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "PARTS", 2)
     bundle, task = train_small_gpt.made(library, blocks=2, width=32, heads=2)
     assert [len(task.splits[s]) > 20 for s in ("train", "search", "verify")] == [True] * 3
     assert "and on" in task.splits["train"][0]["text"] and "\n\n" not in task.splits["train"][0]["text"]
@@ -50,14 +53,15 @@ def test_a_small_decoder_learns_its_books_and_opens_in_transformers(library: Pat
         bundle,
         task,
         library / "gpt",
-        epochs=6.0,
-        lr=5e-3,
-        max_tokens=1024,
+        epochs=5.0,
+        lr=1e-2,
+        max_tokens=256,
         dropout=False,
         say=lambda text: None,
     )
     done = json.loads((folder / training.DONE).read_text())
-    assert done["perplexity"]["verify"]["estimate"] < 40  # untrained: its vocabulary of some hundreds
+    # untrained it is about the size of the vocabulary
+    assert done["perplexity"]["verify"]["estimate"] < 0.1 * len(bundle.processor)
     again = lf.load(folder)
     assert again.task == "causal-lm" and again.max_length == train_small_gpt.LENGTH
     batch = bundle.collate([{"text": "the ship"}])
@@ -85,7 +89,7 @@ def test_a_small_vit_is_saved_with_its_image_processor(tmp_path: Path) -> None:
         32,
         32,
     )
-    batch = bundle.collate(rows[:2])
+    batch = bundle.collate([{"image": r["image"]} for r in rows[:2]])
     torch.testing.assert_close(again.model(**batch.inputs).logits, bundle.model(**batch.inputs).logits)
 
 
@@ -185,7 +189,7 @@ def test_arguments_of_compression(capsys: pytest.CaptureFixture[str]) -> None:
     assert "which with --rows" in capsys.readouterr().err
 
 
-TINY = {"blocks": 4, "width": 64, "heads": 4, "vocabulary": 200, "length": 16}
+TINY = {"blocks": 2, "width": 32, "heads": 4, "vocabulary": 100, "length": 12}
 
 
 @pytest.mark.parametrize("name", memory_claim.METHODS)

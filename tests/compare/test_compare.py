@@ -203,4 +203,4 @@ def test_everything_on_a_tiny_classifier_with_openvino(original: Bundle, tmp_pat
     for row in report["rows"]:
         if row["state"] == "done":
             assert (row["openvino"] is not None) == row["native"], row.get("openvino_note")
-            assert not row["sized"] or row["blocks"] <= 0.5 * (1 + weights.TOLERANCE)
+            assert not row["sized"] or row["blocks"] <= 0.5 * (1 + weights.TOLERANCE), row["name"]

@@ -149,10 +149,17 @@ def dsee(ratio: float, bundle: Bundle) -> Steps:
     """Query and value matrices keep their dense form with the update beside it, so only the feed-forwards are packed."""
     held = weights.weights_of(bundle.model)
     smallest = min(min(shape) for shape in held.shapes.values())
-    kept = held.share(ratio, held.ffn, "the feed-forwards") - 1 / (8 * held.element)
+    rank, entries = min(16, max(1, smallest // 8)), min(64, smallest)
+    attentions = [a for b in anatomy.of(bundle.model).blocks for a in (b.attention, b.cross_attention) if a]
+    updated = [p for a in attentions for p in ((a.q, a.v or a.qkv) if a.q else (a.qkv,)) if p]
+    # two thin matrices, the free entries, and two places of four bytes for each of these
+    sizes = [held.element * (rank * sum(held.shapes[p]) + entries) + 8 * entries for p in updated]
+    kept = held.share(ratio - sum(sizes) / held.blocks, held.ffn, "the feed-forwards") - 1 / (
+        8 * held.element
+    )
     if kept <= 0:
         raise UserError(f"a bitmap of places alone takes more than {ratio:.0%} of the blocks")
-    step = compress.DSEE(rank=min(16, max(1, smallest // 8)), entries=min(64, smallest), sparsity=1 - kept)
+    step = compress.DSEE(rank=rank, entries=entries, sparsity=1 - kept)
     return [step, compress.PackSparse(where=("ffn",))]
 
 
