@@ -131,7 +131,7 @@ def n_of_m(ratio: float, bundle: Bundle) -> Steps:
 def obert(ratio: float, bundle: Bundle) -> Steps:
     """One-shot, on fewer gradients than the paper takes."""
     return [
-        compress.OptimalBertSurgeon(sparsity(ratio, bundle), gradients=64),
+        compress.OptimalBertSurgeon(sparsity(ratio, bundle), gradients=64, batch=4),
         compress.PackSparse(),
     ]
 
@@ -182,13 +182,23 @@ def pela(ratio: float, bundle: Bundle) -> Steps:
     return [compress.Pela(ratio=1 / held.share(ratio, held.matrices, "the matrices"))]
 
 
+#: Bytes of matrices up to which dsformer's factors are found anew while it trains: beyond, one such search takes longer
+#: than all the training of a comparison (half a minute for all-MiniLM-L6-v2 on one core).
+REFRESHED = 4e6
+
+
 def dsformer(ratio: float, bundle: Bundle) -> Steps:
-    """Bases of 64 atoms, or of fewer where the matrices are small: a basis must be much smaller than its column block."""
+    """Bases of 64 atoms, or of fewer where the matrices are small: a basis must be much smaller than its column block.
+
+    Small models train through the factorisation as in the paper; larger ones are factorised once and then trained.
+    """
     held = weights.weights_of(bundle.model)
     rows = min(out for out, _ in held.shapes.values())
     atoms = max(2, min(64, 2 ** int(math.log2(max(rows // 4, 2)))))
-    factor = 1 / held.share(ratio, held.matrices, "the matrices")
-    return [compress.DenseSparse(ratio=max(factor, 1.001), atoms=atoms)]
+    factor = max(1 / held.share(ratio, held.matrices, "the matrices"), 1.001)
+    if held.matrices > REFRESHED:
+        return [compress.DenseSparse(ratio=factor, atoms=atoms, method="fixed", iterations=1)]
+    return [compress.DenseSparse(ratio=factor, atoms=atoms)]
 
 
 def minilm(ratio: float, bundle: Bundle) -> Steps:
