@@ -15,12 +15,13 @@ FAMILIES = ("bert", "bert-classifier", "gpt2", "llama", "t5", "vit")
 
 def task(family: str, made: Bundle) -> Any:
     """A task for a bundle of `steps_world`, over real texts or random images."""
-    texts = [t for t in world.TEXTS if len(t) < 120]
+    random = np.random.default_rng(0)
+    words = " ".join(world.TEXTS).split()
+    texts = [" ".join(random.choice(words, random.integers(3, 12))) for _ in range(900)]
     if family == "vit":
-        random = np.random.default_rng(0)
         rows: list[dict[str, Any]] = [
             {"image": random.integers(0, 255, (16, 16, 3), dtype=np.uint8), "label": f"LABEL_{i % 3}"}
-            for i in range(48)
+            for i in range(900)
         ]
     elif family == "bert-classifier":
         rows = [{"text": t, "label": f"LABEL_{i % 3}"} for i, t in enumerate(texts)]

@@ -26,12 +26,15 @@ REFUSED = {
     ("pre-crmsnorm", "llama"): "no LayerNorm",
     ("pre-crmsnorm", "t5"): "no LayerNorm",
     ("teacher-intervention", "gpt2"): "in one",
-    ("teacher-intervention", "t5"): "bypasses",
-    ("bct", "t5"): "bypasses",
     ("trim-vocabulary", "vit"): "tokenizer",
     ("prune-width", "t5"): "hidden size",
 }
-UNREACHED = {("prune-heads", family): "attention" for family in methods_world.FAMILIES}
+#: Half of the size cannot be had by cutting one of two equal halves.
+UNREACHED = {("prune-heads", family): "attention" for family in methods_world.FAMILIES} | {
+    (name, family): "feed-forwards"
+    for name in ("prune-channels", "dsee")
+    for family in ("bert", "bert-classifier", "gpt2", "vit")
+}
 LABELLED = ("bert-classifier", "gpt2", "llama", "vit")
 
 
@@ -81,7 +84,7 @@ def test_method_on_family(
 
 
 @pytest.mark.parametrize("name", ["prune-heads", "prune-channels", "low-rank", "essential-sparsity", "obert"])
-@pytest.mark.parametrize("family", ["bert", "llama", "vit"])
+@pytest.mark.parametrize("family", ["bert", "vit"])
 def test_sizes_are_met_from_both_sides(
     name: str, family: str, bundles: dict[str, tuple[Bundle, Any]]
 ) -> None:
@@ -126,8 +129,8 @@ def test_a_ratio_is_a_share(ratio: float, bundles: dict[str, tuple[Bundle, Any]]
     [
         ("drop-blocks", 0.1, "whole blocks"),
         ("prune-channels", 0.3, "feed-forwards are"),
-        ("llm-int8", 0.15, "eight bits"),
-        ("llm-fp4", 0.05, "four bits"),
+        ("llm-int8", 0.15, "8 bits"),
+        ("llm-fp4", 0.05, "4 bits"),
         ("essential-sparsity", 0.02, "blocks"),
     ],
 )

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from lightformers import anatomy, compress
 from lightformers.bundle import Bundle
 from lightformers.compress import weights
+from lightformers.compress.prune.minitron import TOLERANCE as MINITRON
 from lightformers.compress.prune.pack import PATTERNS
 from lightformers.errors import UserError
 from lightformers.parts.sparse import place_bits
@@ -37,7 +38,16 @@ def prune_channels(ratio: float, bundle: Bundle) -> Steps:
 def prune_heads(ratio: float, bundle: Bundle) -> Steps:
     """Heads only, so the ratio must leave room for the feed-forwards."""
     held = weights.weights_of(bundle.model)
-    return [compress.PruneHeads(keep=held.share(ratio, held.attention, "attention's projections"))]
+    keep = held.share(ratio, held.attention, "attention's projections")
+    found = anatomy.of(bundle.model).blocks
+    groups = min(a.kv_heads for b in found for a in (b.attention, b.cross_attention) if a)
+    count = int(keep * groups * (1 + weights.TOLERANCE) + 1e-9)
+    if count < 1:
+        raise UserError(
+            f"one of {groups} heads (or groups of keys and values) must stay, which leaves attention more than the "
+            f"{keep:.0%} that fit"
+        )
+    return [compress.PruneHeads(keep=min(count / groups, 1.0))]
 
 
 def prune_width(ratio: float, bundle: Bundle) -> Steps:
@@ -49,7 +59,10 @@ def minitron(ratio: float, bundle: Bundle) -> Steps:
     """The best shape of all that have so many parameters; the hidden size stays, heads where plain ones reload."""
     found = anatomy.of(bundle.model)
     held = anatomy.parameters_of(bundle.model, [b.path for b in found.blocks])
-    target = 1 - (1 - ratio) * held / bundle.parameters
+    share = held / bundle.parameters
+    # what is found may be larger than the target: then too the blocks shall be small enough
+    most = 1 - (1 - ratio * (1 + weights.TOLERANCE)) * share
+    target = min(1 - (1 - ratio) * share, most / (1 + MINITRON))
     heads = 0.5 if found.native.heads is None else 1.0
     return [
         compress.Minitron(
@@ -94,7 +107,7 @@ def essential_sparsity(ratio: float, bundle: Bundle) -> Steps:
 
 
 def n_of_m(ratio: float, bundle: Bundle) -> Steps:
-    """The pattern nearest to the ratio: 2 of 4 at one half."""
+    """The densest pattern that fits: 2 of 4 at one half, 1 of 4 at a quarter."""
     held = weights.weights_of(bundle.model)
     share = held.share(ratio, held.matrices, "the matrices")
     columns = math.gcd(*(into for _, into in held.shapes.values()))
@@ -106,16 +119,19 @@ def n_of_m(ratio: float, bundle: Bundle) -> Steps:
     }
     if not stored:
         raise UserError(f"groups of 4 or 8 do not divide the inputs of all layers (in common: {columns})")
-    best = min(stored, key=lambda pattern: abs(math.log(stored[pattern] / share)))
-    if stored[best] > (1 + weights.TOLERANCE) * share:
-        raise UserError(f"the sparsest pattern stores {stored[best]:.0%} of a matrix, {share:.0%} are wanted")
+    fitting = {pattern: size for pattern, size in stored.items() if size <= (1 + weights.TOLERANCE) * share}
+    if not fitting:
+        raise UserError(
+            f"the sparsest pattern stores {min(stored.values()):.0%} of a matrix, {share:.0%} are wanted"
+        )
+    best = max(fitting, key=lambda pattern: fitting[pattern])
     return [compress.EssentialSparsity(n_of_m=best), compress.PackSparse()]
 
 
 def obert(ratio: float, bundle: Bundle) -> Steps:
     """One-shot, on fewer gradients than the paper takes."""
     return [
-        compress.OptimalBertSurgeon(sparsity(ratio, bundle), gradients=64),
+        compress.OptimalBertSurgeon(sparsity(ratio, bundle), gradients=64, batch=4),
         compress.PackSparse(),
     ]
 
@@ -133,10 +149,17 @@ def dsee(ratio: float, bundle: Bundle) -> Steps:
     """Query and value matrices keep their dense form with the update beside it, so only the feed-forwards are packed."""
     held = weights.weights_of(bundle.model)
     smallest = min(min(shape) for shape in held.shapes.values())
-    kept = held.share(ratio, held.ffn, "the feed-forwards") - 1 / (8 * held.element)
+    rank, entries = min(16, max(1, smallest // 8)), min(64, smallest)
+    attentions = [a for b in anatomy.of(bundle.model).blocks for a in (b.attention, b.cross_attention) if a]
+    updated = [p for a in attentions for p in ((a.q, a.v or a.qkv) if a.q else (a.qkv,)) if p]
+    # two thin matrices, the free entries, and two places of four bytes for each of these
+    sizes = [held.element * (rank * sum(held.shapes[p]) + entries) + 8 * entries for p in updated]
+    kept = held.share(ratio - sum(sizes) / held.blocks, held.ffn, "the feed-forwards") - 1 / (
+        8 * held.element
+    )
     if kept <= 0:
         raise UserError(f"a bitmap of places alone takes more than {ratio:.0%} of the blocks")
-    step = compress.DSEE(rank=min(16, max(1, smallest // 8)), entries=min(64, smallest), sparsity=1 - kept)
+    step = compress.DSEE(rank=rank, entries=entries, sparsity=1 - kept)
     return [step, compress.PackSparse(where=("ffn",))]
 
 
@@ -159,13 +182,23 @@ def pela(ratio: float, bundle: Bundle) -> Steps:
     return [compress.Pela(ratio=1 / held.share(ratio, held.matrices, "the matrices"))]
 
 
+#: Bytes of matrices up to which dsformer's factors are found anew while it trains: beyond, one such search takes longer
+#: than all the training of a comparison (half a minute for all-MiniLM-L6-v2 on one core).
+REFRESHED = 4e6
+
+
 def dsformer(ratio: float, bundle: Bundle) -> Steps:
-    """Bases of 64 atoms, or of fewer where the matrices are small: a basis must be much smaller than its column block."""
+    """Bases of 64 atoms, or of fewer where the matrices are small: a basis must be much smaller than its column block.
+
+    Small models train through the factorisation as in the paper; larger ones are factorised once and then trained.
+    """
     held = weights.weights_of(bundle.model)
     rows = min(out for out, _ in held.shapes.values())
     atoms = max(2, min(64, 2 ** int(math.log2(max(rows // 4, 2)))))
-    factor = 1 / held.share(ratio, held.matrices, "the matrices")
-    return [compress.DenseSparse(ratio=max(factor, 1.001), atoms=atoms)]
+    factor = max(1 / held.share(ratio, held.matrices, "the matrices"), 1.001)
+    if held.matrices > REFRESHED:
+        return [compress.DenseSparse(ratio=factor, atoms=atoms, method="fixed", iterations=1)]
+    return [compress.DenseSparse(ratio=factor, atoms=atoms)]
 
 
 def minilm(ratio: float, bundle: Bundle) -> Steps:
@@ -188,20 +221,21 @@ def to_rms_norm(ratio: float, bundle: Bundle) -> Steps:
     return [compress.ToRMSNorm()]
 
 
-def bits_that_fit(ratio: float, bundle: Bundle) -> int:
-    """8 or 4: the most bits of a weight at which the matrices come to `ratio`."""
+def bits_that_fit(ratio: float, bundle: Bundle, choices: tuple[int, ...] = (8, 4)) -> int:
+    """The most bits of a weight, of descending choices, at which the matrices come to `ratio`."""
     held = weights.weights_of(bundle.model)
     share = held.share(ratio, held.matrices, "the matrices")
-    for bits in (8, 4):
+    for bits in choices:
         if bits / (8 * held.element) <= (1 + weights.TOLERANCE) * share:
             return bits
-    raise UserError(f"four bits of a weight are more than {share:.0%} of the {8 * held.element} it has")
+    raise UserError(
+        f"{choices[-1]} bits of a weight are more than the {share:.0%} of its {8 * held.element} that fit"
+    )
 
 
 def llm_int8(ratio: float, bundle: Bundle) -> Steps:
     """Eight bits, whatever more the ratio would allow."""
-    if bits_that_fit(ratio, bundle) < 8:
-        raise UserError(f"eight bits of a weight are more than {ratio:.0%} of the blocks")
+    bits_that_fit(ratio, bundle, (8,))
     return [compress.LLMInt8()]
 
 
