@@ -18,7 +18,7 @@ from lightformers.compress.adaptive import gating
 from lightformers.compress.adaptive.sites import Site, by_sample, install, sites, valid
 from lightformers.compress.adaptive.usage import recording
 from lightformers.compress.distill import Recover, common
-from lightformers.compress.distill.recover import _Objective as Distillation
+from lightformers.compress.distill.recover import imitation
 from lightformers.errors import ModelError, UserError
 from lightformers.parts.adaptive import AdaptiveModule
 from lightformers.steps import Run, Stage
@@ -93,8 +93,7 @@ class AdaptiveModules:
     def apply(self, bundle: Bundle, task: Any, run: Run) -> Bundle:
         """Raises UserError without a task, ModelError without a teacher or where layers are too small or unsuited."""
         started = time.monotonic()
-        teacher = common.teacher_of(bundle, run)
-        Recover(labels=self.labels)._validate(bundle, task)
+        teacher = Recover(labels=self.labels).check(bundle, task, run)
         common.vocabulary_map(bundle, teacher)
         places = sites(bundle.model, self.where)
         parts = self.build(bundle.model, places, run.seed)
@@ -165,8 +164,8 @@ class AdaptiveModules:
     ) -> None:  # fmt: skip
         """Phase three: everything, end to end, in a model that holds the modules."""
         with ExitStack() as stack:
-            recover, teacher = Recover(labels=self.labels), common.teacher_of(bundle, run)
-            base = Distillation(recover, bundle, teacher, task, run, batches, stack)
+            teacher = common.teacher_of(bundle, run)
+            base = imitation(bundle, teacher, task, run, batches, stack, self.labels)
             record = stack.enter_context(recording(parts, self.temperature, run))
             objective = _Tuned(self, base, parts, record)
             self.train(2, bundle.module(), batches, objective, run, started)

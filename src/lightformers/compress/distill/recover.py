@@ -208,14 +208,14 @@ class _Objective:
 
 
 def imitation(
-    bundle: Bundle, teacher: Bundle, task: Any, run: Run, batches: Feed, stack: ExitStack
+    bundle: Bundle, teacher: Bundle, task: Any, run: Run, batches: Feed, stack: ExitStack, labels: float = 0.0
 ) -> Callable[[nn.Module, Batch], Tensor]:
-    """(module, batch) -> how far the module's outputs are from the teacher's: what `Recover` trains with, no labels.
+    """(module, batch) -> how far the module's outputs are from the teacher's: what `Recover` trains with.
 
-    The module takes the bundle's inputs; it may be another than the bundle's (a sub-network of it). What is opened is
-    closed with `stack`. Raises as `Recover` does.
+    labels: weight of the task's own loss, where the run uses labels. The module takes the bundle's inputs; it may be
+    another than the bundle's (a sub-network of it). What is opened is closed with `stack`. Raises as `Recover` does.
     """
-    step = Recover(labels=0.0)
+    step = Recover(labels=labels)
     step._validate(bundle, task)
     return _Objective(step, bundle, teacher, task, run, batches, stack)
 
