@@ -74,7 +74,7 @@ def test_surrogates_learn_a_slope_and_where_the_teacher_is_unsure() -> None:
     made = Surrogates(2, Fitting(epochs=80, batch=64, rate=2e-2, natural_rate=1.0))
     made.fit(x, x[:, 0], generator())
     mean, _ = made.natural(x)
-    assert float(torch.corrcoef(torch.stack([mean, x[:, 0]]))[0, 1]) > 0.9
+    assert float(torch.corrcoef(torch.stack([mean.detach(), x[:, 0]]))[0, 1]) > 0.9
     assert (
         float((made.student(x) - torch.stack([made.spread(x) for _ in range(50)]).mean(0)).abs().mean())
         < 0.05
@@ -182,5 +182,7 @@ def test_senseless_searches_are_refused() -> None:
         Boshnas().search(library, lambda i, _: scores[i], 1)
     with pytest.raises(UserError, match="shares of the rounds"):
         Boshnas(uncertain=0.6, random=0.6)
+    with pytest.raises(UserError, match="rates above 0"):
+        Fitting(rate=0.0)
     with pytest.raises(UserError, match="a point for each"):
         Library([1, 2, 3], points)

@@ -27,7 +27,8 @@ class Graph:
 
 def graph(architecture: Architecture) -> Graph:
     """Input; per layer a node for each head, add_norm, one for each inner width, add_norm; output; residual edges."""
-    labels, edges, last = ["input"], [], 0
+    labels, last = ["input"], 0
+    edges: list[tuple[int, int]] = []
 
     def node(label: str, *sources: int) -> int:
         labels.append(label)
@@ -130,7 +131,7 @@ def embed(
     optimizer = torch.optim.Adam([points], lr=rate)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        rows = slice(None)
+        rows: Tensor | slice = slice(None)
         if len(index) > batch:
             rows = torch.randint(len(index), (batch,), generator=generator)
         a, b = index[rows].unbind(-1)

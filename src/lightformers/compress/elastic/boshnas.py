@@ -167,7 +167,9 @@ class _Search(Generic[T]):
         reached = sorted(set(snap(ends, self.points).tolist()), key=lambda i: float(values[i]))
         free = self.free()
         fresh = [i for i in reached if i in free]
-        near = [(i, source) for i in fresh if (source := self.neighbour(i)) is not None]
+        near: list[tuple[int, int | None]] = [
+            (i, source) for i in fresh if (source := self.neighbour(i)) is not None
+        ]
         if near:
             return near[: self.budget - len(self.queries)]
         if not fresh:  # all were asked before

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightformers.errors import UserError
+
 #: A variance is never below this.
 LEAST = 1e-6
 _PASSES = 10  # of the teacher with dropout, whose spread is what the student learns
@@ -97,6 +99,10 @@ class Fitting:
     rate: float = 1e-3
     natural_rate: float = 0.05
 
+    def __post_init__(self) -> None:
+        if min(self.epochs, self.batch) < 1 or min(self.rate, self.natural_rate) <= 0:
+            raise UserError(f"surrogates need an epoch, a batch of one point and rates above 0, got {self}")
+
 
 class Surrogates:
     """The three networks with their optimizers; `fit` goes on from where the last one ended."""
@@ -123,7 +129,11 @@ class Surrogates:
             self.fitting,
             generator,
         )
-        _fit(lambda x, t: natural_loss(*self.natural(x), t), natural, points, y, self.fitting, generator)
+        _fit(lambda x, t: self._natural_loss(x, t), natural, points, y, self.fitting, generator)
+
+    def _natural_loss(self, points: Tensor, y: Tensor) -> Tensor:
+        mean, variance = self.natural(points)
+        return natural_loss(mean, variance, y)
 
     @torch.no_grad()
     def spread(self, points: Tensor) -> Tensor:

@@ -55,8 +55,8 @@ class FlexiSpace:
         """Every layer there is. Raises UserError for one that cannot be (see `Layer`)."""
         kinds: list[Any] = [(op, variant) for op, variants in self.operations.items() for variant in variants]
         return [
-            Layer(*kind, width, heads, hidden)
-            for kind, width, heads, hidden in itertools.product(
+            Layer(operation, variant, width, heads, hidden)
+            for (operation, variant), width, heads, hidden in itertools.product(
                 kinds, self.widths, self.heads, self._hidden()
             )
         ]
