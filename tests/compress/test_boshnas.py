@@ -32,7 +32,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_moments_are_those_of_samples() -> None:
     mean, variance = torch.tensor([-1.5, -0.2, 0.0, 0.7, 2.0]), torch.tensor([0.5, 2.0, 1.0, 0.05, 0.3])
-    drawn = mean + variance.sqrt() * torch.randn(400_000, 5, generator=generator())
+    drawn = mean + variance.sqrt() * torch.randn(100_000, 5, generator=generator())
     for moments, function, close in (
         (surrogates.relu_moments, torch.relu, 0.01),
         (surrogates.sigmoid_moments, torch.sigmoid, 0.03),
@@ -71,12 +71,14 @@ def test_variances_stay_positive_and_losses_are_the_papers() -> None:
 def test_surrogates_learn_a_slope_and_where_the_teacher_is_unsure() -> None:
     torch.manual_seed(0)
     x = torch.rand(30, 2, generator=generator())
-    made = Surrogates(2, Fitting(epochs=80, batch=64, rate=2e-2, natural_rate=1.0))
+    made = Surrogates(2, Fitting(epochs=60, batch=64, rate=2e-2, natural_rate=1.0))
     made.fit(x, x[:, 0], generator())
     mean, _ = made.natural(x)
     assert float(torch.corrcoef(torch.stack([mean.detach(), x[:, 0]]))[0, 1]) > 0.9
     assert (
-        float((made.student(x) - torch.stack([made.spread(x) for _ in range(50)]).mean(0)).abs().mean())
+        float(
+            (made.student(x).detach() - torch.stack([made.spread(x) for _ in range(50)]).mean(0)).abs().mean()
+        )
         < 0.05
     )
     plain, doubting = made.bound(x, 0.5, False), made.bound(x, 0.5, True)
@@ -113,19 +115,17 @@ def planted(seed: int, count: int = 200) -> tuple[Tensor, list[float]]:
     return points, torch.sigmoid(points[:, 0] - 0.3 * points[:, 1]).tolist()
 
 
-def test_it_finds_a_planted_best_sooner_than_chance() -> None:
-    gains, ranks = [], []
-    for seed in range(2):
-        points, scores = planted(seed)
-        library = Library(list(range(len(points))), points)
-        search = Boshnas(start=5, restarts=4, patience=50, steps=8, fitting=QUICK, seed=seed)
-        found = search.search(library, lambda i, source, scores=scores: scores[i], 12)  # type: ignore[misc]
-        chance = np.random.default_rng(seed).permutation(len(scores))[:12]
-        assert len({q.index for q in found.queries}) == 12 and not found.converged
-        assert [q.index for q in found.queries[:5]] == chance[:5].tolist()
-        gains.append(found.best.score - max(scores[i] for i in chance))
-        ranks.append(sum(s > found.best.score for s in scores))
-    assert min(gains) > 0 and max(ranks) < 5, (gains, ranks)  # chance comes to 14 on average
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_finds_a_planted_best_sooner_than_chance(seed: int) -> None:
+    points, scores = planted(seed)
+    library = Library(list(range(len(points))), points)
+    search = Boshnas(start=5, restarts=4, patience=50, steps=8, fitting=QUICK, seed=seed)
+    found = search.search(library, lambda i, _: scores[i], 12)
+    chance = np.random.default_rng(seed).permutation(len(scores))[:12]
+    assert len({q.index for q in found.queries}) == 12 and not found.converged
+    assert [q.index for q in found.queries[:5]] == chance[:5].tolist()
+    assert found.best.score > max(scores[i] for i in chance)
+    assert sum(s > found.best.score for s in scores) < 5  # chance comes to 14 on average
 
 
 def test_rounds_ask_as_they_are_told_and_an_idle_search_ends() -> None:

@@ -19,6 +19,7 @@ from lightformers.errors import UserError
 MOVED = {
     "dsee": "compress/prune/dsee.py",
     "essential-sparsity": "compress/prune/essential_sparsity.py",
+    "flexibert": "models/language/flexibert.py",
     "fusegpt": "compress/fold/fusegpt.py",
     "greenformers": "compress/factorize/greenformers.py",
     "zett": "compress/zett.py",

@@ -59,9 +59,7 @@ def run(budget: float = common.FULL) -> Finding:
     scores = [_score(a, words, task, steps, seed=0) for a in encoders]
     noise = [a - _score(e, words, task, steps, seed=1) for a, e in zip(scores, again)]
     library = library_of(encoders, pairs=0.3)
-    plain = Library(
-        library.items, library.points
-    )  # scores are those of training from nothing: nothing is handed on
+    plain = Library(library.items, library.points)  # no weights are handed on in a replay
     seeds = reproduce.seeds(2 if clock.short else 10)
     queries = min(20, len(encoders))
     curves: dict[str, list[list[float]]] = {arm: [] for arm in (_BOSHNAS, _GP, _CHANCE, _EQUAL)}
