@@ -36,6 +36,14 @@ def test_bits_round_trip(bits: int, count: int) -> None:
     assert torch.equal(unpack_bits(held, bits, count), numbers)
 
 
+def test_the_lowest_bits_come_first() -> None:
+    """The layout of files that are already written."""
+    numbers = torch.tensor([1, 0, 1, 1, 0, 0, 0, 0, 1], dtype=torch.uint8)
+    assert pack_bits(numbers, 1).tolist() == [0b00001101, 1]
+    assert pack_bits(torch.tensor([3, 0, 2, 1, 2], dtype=torch.uint8), 2).tolist() == [0b01100011, 2]
+    assert pack_bits(torch.tensor([15, 4, 9], dtype=torch.uint8), 4).tolist() == [0x4F, 9]
+
+
 def sparse(n: int, m: int, shape: tuple[int, int] = (6, 16)) -> torch.Tensor:
     torch.manual_seed(0)
     weight = torch.randn(shape)

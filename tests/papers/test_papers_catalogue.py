@@ -20,6 +20,7 @@ MOVED = {
     "acm": "compress/adaptive/acm.py",
     "dsee": "compress/prune/dsee.py",
     "essential-sparsity": "compress/prune/essential_sparsity.py",
+    "flexibert": "models/language/flexibert.py",
     "fusegpt": "compress/fold/fusegpt.py",
     "greenformers": "compress/factorize/greenformers.py",
     "zett": "compress/zett.py",

@@ -28,6 +28,7 @@ NEEDS = {
     "quantizable-transformers": ("tinyshakespeare",),
     "teacher-intervention": ("trec",),
     "dsformer": ("sst2",),
+    "flexibert": ("trec",),
     "fusegpt": ("tinyshakespeare",),
     "greenformers": ("ag_news",),
     "pela": ("trec", "wikitext2_small", "ag_news"),
@@ -80,6 +81,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "spdf": flops_are_counted,
         "vtrans": budgets_are_held,
         "dsformer": weight_errors,
+        "flexibert": replayed_searches,
         "fusegpt": removals,
         "greenformers": equal_weights,
         "pela": repair,
@@ -175,6 +177,16 @@ def removals(made: Finding) -> None:
     assert len(rows) == 6
     for arm in ("macro influence, removed", "low-rank updates alone", "fused"):
         assert all(len(gone.split()) == 2 for gone in rows[arm]["blocks removed, per seed"].split("; "))
+
+
+def replayed_searches(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert len(rows) == 4 and made.plots["best so far"]["BOSHNAS"][-1] == max(
+        made.settings["accuracies"].values()
+    )
+    for row in rows.values():
+        assert 1 <= row["queries until the top 5 %"]["mean"] <= 9 and row["best after 4"]["mean"] > 0
+    assert rows["BOSHNAS"]["best after 8"] == rows["random"]["best after 8"]  # eight encoders, eight queries
 
 
 def unseen_tokenizers(made: Finding) -> None:

@@ -116,7 +116,7 @@ PAPERS = (
             "Searches encoders whose layers differ in width, operation, heads and feed-forward stack, by a "
             "surrogate with uncertainty over embedded architectures."
         ),
-        part="lightformers.compress.elastic.flexibert:FlexiBERT",
+        part="lightformers.models.language.flexibert:FlexiBERT",
     ),
     Paper(
         slug="sorted-llama",

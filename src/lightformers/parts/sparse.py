@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightformers.parts.packed_bits import pack, unpack
+
 
 class BlockSparseLinear(nn.Module):
     """`y = x W^T + b` with W (out, in) kept as `count` pieces of `block` consecutive inputs. (..., in) -> (..., out).
@@ -156,16 +158,12 @@ def place_bits(m: int) -> int:
 
 def pack_bits(numbers: Tensor, bits: int) -> Tensor:
     """uint8 numbers below 2^bits -> bytes that hold 8 / bits of them, the first in the lowest bits."""
-    each = 8 // bits
-    rows = nn.functional.pad(numbers, (0, -len(numbers) % each)).reshape(-1, each).int()
-    shifts = bits * torch.arange(each, device=numbers.device, dtype=torch.int32)
-    return (rows << shifts).sum(1).to(torch.uint8)
+    return pack(numbers[None], 2**bits, 8 // bits)[0]
 
 
 def unpack_bits(held: Tensor, bits: int, count: int) -> Tensor:
     """The first `count` numbers of `pack_bits`, uint8."""
-    shifts = bits * torch.arange(8 // bits, device=held.device, dtype=torch.uint8)
-    return ((held[:, None] >> shifts) & (2**bits - 1)).reshape(-1)[:count]
+    return unpack(held[None], 2**bits, 8 // bits, count)[0]
 
 
 def stored_bytes(layer: nn.Module) -> int:

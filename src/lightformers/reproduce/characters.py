@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -43,6 +44,12 @@ def alphabet(*texts: str) -> Characters:
 def windows(text: str, length: int = LENGTH) -> list[dict[str, Any]]:
     """Consecutive pieces of `length` characters; a shorter rest is left out."""
     return [{"text": text[i : i + length]} for i in range(0, len(text) - length + 1, length)]
+
+
+def drawn(text: str, count: int, seed: int, length: int = LENGTH) -> list[dict[str, Any]]:
+    """`count` pieces of `length` characters from anywhere in the text; they may overlap."""
+    starts = np.random.default_rng(seed).integers(len(text) - length + 1, size=count)
+    return [{"text": text[i : i + length]} for i in starts.tolist()]
 
 
 def task(train: list[dict[str, Any]], valid: list[dict[str, Any]]) -> CausalLM:

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
-from torch import nn
 
 from lightformers import reproduce
-from lightformers.bundle import Batch
 from lightformers.compress import DropBlocks, FuseBlocks
-from lightformers.reproduce import character_windows as characters
-from lightformers.reproduce import common
+from lightformers.reproduce import characters, common
 from lightformers.reproduce.finding import Finding
 from lightformers.steps import Recipe, Run, Step
 
@@ -31,6 +29,8 @@ CLAIM = (
 _BASE, _DROP, _LORA, _FUSED = "whole", "macro influence, removed", "low-rank updates alone", "fused"
 _COSINE, _RANDOM = "input-output cosine, removed", "random blocks, removed"
 _DEPTH, _GONE, _LR, _BASE_LR = 8, 2, 1e-3, 1e-4
+_TRAIN_LR = 2e-3
+_BATCH = 16 * characters.LENGTH  # characters of a training step
 _FIELDS = {"rate": _GONE / _DEPTH, "group": 4, "rank": 8, "lr": _LR, "base_lr": _BASE_LR}
 
 
@@ -38,23 +38,23 @@ def run(budget: float = common.FULL) -> Finding:
     """Train a decoder per seed and take two blocks out of it in every way."""
     clock = common.Clock(budget)
     seeds = clock.seeds()
-    text = characters.characters()
-    held_out = characters.windows(text.valid)[: clock.size(12, 1)]
+    text = {part: common.text("tinyshakespeare", part) for part in ("train", "valid")}
+    letters = characters.alphabet(*text.values())
+    held_out = characters.windows(text["valid"])[: 32 * clock.size(12, 1)]  # half of it is verified on
+    job = characters.task(characters.windows(text["train"][: clock.size(10**6, 50_000)]), held_out)
     windows = clock.size(256, 16)
-    steps, tuning = _plan(clock, text, windows, held_out, len(seeds))
+    steps, tuning = _plan(clock, letters, job, windows, len(seeds))
     scores: dict[str, dict[str, list[float]]] = {}
     sources: dict[str, list[str]] = {}
     for seed in seeds:
-        model = characters.train(
-            characters.decoder(text.symbols, seed, depth=_DEPTH), text.train, steps, seed
-        )
-        whole = characters.bundle(model)
-        task = characters.Windows(text.train, windows, seed)
-        base = characters.loss(model, held_out)
+        whole = characters.decoder(letters, seed, blocks=_DEPTH)
+        characters.train(whole, job, steps, seed, _TRAIN_LR)
+        task = characters.task(characters.drawn(text["train"], windows, seed), held_out)
+        base = characters.loss(whole, job)
         scores.setdefault(_BASE, {}).setdefault("nats per character", []).append(base)
         for arm, step in _arms(windows, seed, clock.size(32, 4)).items():
             edited = Recipe([step]).apply(whole, task, Run(tokens=tuning, seed=seed))
-            nats = characters.loss(edited.model, held_out)
+            nats = characters.loss(edited, job)
             cells = scores.setdefault(arm, {})
             cells.setdefault("nats per character", []).append(nats)
             cells.setdefault("nats above whole", []).append(nats - base)
@@ -77,25 +77,23 @@ def _arms(windows: int, seed: int, scoring: int) -> dict[str, Step]:
 
 
 def _plan(
-    clock: common.Clock, text: characters.Characters, windows: int, held_out: list[Batch], seeds: int
+    clock: common.Clock, letters: characters.Characters, job: Any, windows: int, seeds: int
 ) -> tuple[int, int]:
     """Training steps of a decoder, and tuning tokens of an arm, that fit: two fifths of the time for each."""
-    model: nn.Module = characters.decoder(text.symbols, 0, depth=_DEPTH)
-    characters.train(model, text.train, 1, 0)  # first calls are slow
+    whole = characters.decoder(letters, 0, blocks=_DEPTH)
+    characters.train(whole, job, 1, 0, _TRAIN_LR)  # first calls are slow
     probe = 2 if clock.short else 6
     begun = time.monotonic()
-    characters.train(model, text.train, probe, 0)
+    characters.train(whole, job, probe, 0, _TRAIN_LR)
     each = (time.monotonic() - begun) / probe
-    whole = characters.bundle(model)
-    task = characters.Windows(text.train, windows)
     taken = []
-    for tokens in (1, 2 * characters.BATCH * characters.LENGTH * probe):
+    for tokens in (1, 2 * _BATCH * probe):
         begun = time.monotonic()
-        Recipe([_arms(windows, 0, clock.size(32, 4))[_FUSED]]).apply(whole, task, Run(tokens=tokens))
+        Recipe([_arms(windows, 0, clock.size(32, 4))[_FUSED]]).apply(whole, job, Run(tokens=tokens))
         taken.append(time.monotonic() - begun)
-    rate = 2 * characters.BATCH * characters.LENGTH * probe / max(taken[1] - taken[0], 1e-3)
+    rate = 2 * _BATCH * probe / max(taken[1] - taken[0], 1e-3)
     begun = time.monotonic()
-    characters.loss(model, held_out)
+    characters.loss(whole, job)
     fixed = 6 * (time.monotonic() - begun) + 3 * taken[0]
     left = max(clock.left() / seeds - fixed, 0.0)
     return max(int(0.5 * left / each), 2), max(int(0.5 * left * rate / 2), 512)

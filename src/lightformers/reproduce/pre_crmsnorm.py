@@ -10,21 +10,20 @@ the CPU and the converted norms are several operations.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightformers import anatomy, measure, reproduce
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress.fold.pre_crmsnorm import Kind, ToRMSNorm
 from lightformers.parts.zero_mean import CRMSNorm, RMSNorm
-from lightformers.reproduce import character_windows as characters
-from lightformers.reproduce import common
+from lightformers.reproduce import characters, common
 from lightformers.reproduce.finding import Finding
+from lightformers.runners.named import named
 from lightformers.steps import Recipe
 
 CLAIM = (
@@ -36,48 +35,54 @@ FASTER = 0.01
 _KINDS: tuple[Kind, ...] = ("rms", "crms")
 _NAMES = {"rms": "Pre-RMSNorm", "crms": "Pre-CRMSNorm"}
 _BASE = "Pre-LN"
+_LR = 2e-3
 
 
 def run(budget: float = common.FULL) -> Finding:
     """Train a decoder per seed and convert it; time the forms."""
     clock = common.Clock(budget)
     seeds = clock.seeds()
-    text = characters.characters(valid=20_000)
-    held_out = characters.windows(text.valid, 4)[: clock.size(8, 1)]
+    text = {part: common.text("tinyshakespeare", part) for part in ("train", "valid")}
+    letters = characters.alphabet(*text.values())
+    held_out = characters.windows(text["valid"])[: 8 * clock.size(8, 1)]  # half of it is verified on
+    job = characters.task(characters.windows(text["train"][: clock.size(10**6, 50_000)]), held_out)
     cells: dict[str, dict[str, list[float]]] = {name: {} for name in (_BASE, *_NAMES.values())}
 
     def note(kind: str, cell: str, value: float) -> None:
         cells[kind].setdefault(cell, []).append(value)
 
     for seed in seeds:
-        model = characters.decoder(text.symbols, seed)
-        characters.train(model, text.train, clock.size(250, 1), seed)
-        _stretch(model, seed)
-        note(_BASE, "nats per character", characters.loss(model, held_out))
+        trained = characters.decoder(letters, seed)
+        characters.train(trained, job, clock.size(250, 1), seed, _LR)
+        _stretch(trained.model, seed)
+        batch = trained.collate(held_out[:4])
+        note(_BASE, "nats per character", characters.loss(trained, job))
         for kind in _KINDS:
             for dtype, word in ((torch.float64, "float64"), (torch.float32, "float32")):
-                one = copy.deepcopy(model).to(dtype)
+                one = trained.copy()
+                one.model.to(dtype)
                 other = convert(one, kind)
-                note(_NAMES[kind], f"largest difference, {word}", _gap(one, other, held_out[0]))
-            note(_NAMES[kind], "nats per character", characters.loss(other, held_out))
-            note(_NAMES[kind], "share of generated characters that agree", _agree(one, other, held_out[0]))
-        note(
-            _NAMES["rms"],
-            "largest difference of training losses",
-            _twins(model, text.train, clock.size(30, 3), seed),
-        )
+                note(_NAMES[kind], f"largest difference, {word}", _gap(one.model, other.model, batch))
+            note(_NAMES[kind], "nats per character", characters.loss(other, job))
+            note(
+                _NAMES[kind],
+                "share of generated characters that agree",
+                _agree(one.model, other.model, batch),
+            )
+        rows = characters.drawn(text["train"], 4 * clock.size(30, 3), seed + 50)
+        note(_NAMES["rms"], "largest difference of training losses", _twins(trained, job, rows))
     widths = (256, 512, 1024)[: 1 if clock.short else 3]
     for width in widths:
-        for factors in _times(width, clock, len(seeds)):
+        for factors in _times(letters, held_out[:4], width, clock, len(seeds)):
             for timed, (norm, whole) in factors.items():
                 note(_NAMES[timed], f"norm, times faster, width {width}", norm)
                 note(_NAMES[timed], f"forward, times faster, width {width}", whole)
     return _conclude(clock, seeds, cells, widths)
 
 
-def convert(model: nn.Module, kind: Kind, keep_zero_mean: bool = False) -> nn.Module:
+def convert(bundle: Bundle, kind: Kind, keep_zero_mean: bool = False) -> Bundle:
     """A converted copy."""
-    return Recipe([ToRMSNorm(kind, keep_zero_mean)]).apply(Bundle(model)).model
+    return Recipe([ToRMSNorm(kind, keep_zero_mean)]).apply(bundle)
 
 
 @torch.no_grad()
@@ -104,9 +109,13 @@ def _agree(one: Any, other: Any, batch: Batch) -> float:
     return float((a == b).double().mean())
 
 
-def _twins(model: nn.Module, ids: Tensor, steps: int, seed: int) -> float:
-    """Plain SGD in float64 from one point, with LayerNorm (gains held) and with RMSNorm and zero-mean layers."""
-    plain = copy.deepcopy(model).double()
+def _twins(trained: Bundle, job: Any, rows: list[dict[str, Any]]) -> float:
+    """Plain SGD in float64 from one point, with LayerNorm (gains held) and with RMSNorm and zero-mean layers.
+
+    A step takes four of the rows.
+    """
+    start = trained.copy()
+    plain = start.model.double()
     held = [
         p
         for block in anatomy.of(plain).blocks
@@ -117,13 +126,13 @@ def _twins(model: nn.Module, ids: Tensor, steps: int, seed: int) -> float:
         for place, parameter in enumerate(held):
             parameter.fill_(1.0 if place % 2 == 0 else 0.0)
             parameter.requires_grad_(False)
-    batches = characters.drawn(ids, steps, seed + 50, size=4)
+    batches = [trained.collate(rows[i : i + 4]) for i in range(0, len(rows), 4)]
     curves = []
-    for twin in (plain, convert(plain, "rms", keep_zero_mean=True)):
+    for twin in (plain, convert(start, "rms", keep_zero_mean=True).model):
         optimizer = torch.optim.SGD([p for p in twin.parameters() if p.requires_grad], lr=0.1)
         curve = []
         for batch in batches:
-            loss = characters.nats(twin, batch)
+            loss = job.loss(named(twin(**batch.inputs, use_cache=False)), batch)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -133,13 +142,15 @@ def _twins(model: nn.Module, ids: Tensor, steps: int, seed: int) -> float:
 
 
 @torch.no_grad()
-def _times(width: int, clock: common.Clock, repeats: int) -> list[dict[Kind, tuple[float, float]]]:
+def _times(
+    letters: characters.Characters, rows: list[dict[str, Any]], width: int, clock: common.Clock, repeats: int
+) -> list[dict[Kind, tuple[float, float]]]:
     """Per repeat: kind -> how many times faster than LayerNorm a norm and a forward of four blocks are."""
-    model = characters.decoder(64, 0, width=width, heads=width // 64)
-    models: dict[str, nn.Module] = {_BASE: model}
-    models.update({kind: convert(model, kind) for kind in _KINDS})
-    batch = characters.drawn(torch.arange(1000) % 64, 1, 0, size=4)[0]
-    x = torch.randn(4 * characters.LENGTH, width)
+    fresh = characters.decoder(letters, 0, width=width, heads=width // 64)
+    models: dict[str, nn.Module] = {_BASE: fresh.model}
+    models.update({kind: convert(fresh, kind).model for kind in _KINDS})
+    batch = fresh.collate(rows)
+    x = torch.randn(len(rows) * characters.LENGTH, width)
     x -= x.mean(-1, keepdim=True)
     narrow = x[:, :-1].contiguous()
     plain, rms, crms = nn.LayerNorm(width), RMSNorm(width, affine=False), CRMSNorm(width)
