@@ -93,7 +93,7 @@ def test_everything_from_the_report_is_escaped() -> None:
 
 @pytest.mark.parametrize("missing", ["absent", "none", "empty"])
 def test_missing_parts_render(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_plotly", lambda: "left out")  # two megabytes less to search through
+    monkeypatch.setattr(report, "plotly", lambda: "left out")  # two megabytes less to search through
     whole = example()
     for key in whole:
         cut = copy.deepcopy(whole)

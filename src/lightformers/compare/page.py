@@ -11,9 +11,8 @@ from typing import Any
 
 from lightformers import files
 from lightformers.compare import advice
-from lightformers.slim import charts, frontier
+from lightformers.slim import charts, frontier, page
 from lightformers.slim import numbers as n
-from lightformers.slim import report as shell
 from lightformers.slim.facts import facts
 from lightformers.slim.report import plain
 
@@ -55,7 +54,7 @@ def _hover(row: Mapping[str, Any]) -> str:
 def chart(report: Mapping[str, Any], view: str) -> charts.Figure | None:
     """Quality ratio with its interval against one of `VIEWS`; colours are kinds, the dotted line joins the best. None: no point."""
     title, value, more = VIEWS[view]
-    points = [
+    points: list[dict[str, Any]] = [
         {"x": float(x), "y": float(row["ratio"]["estimate"]), "row": row}
         for row in advice.done(report)
         if (x := value(row)) is not None and x > 0
@@ -98,7 +97,7 @@ def chart(report: Mapping[str, Any], view: str) -> charts.Figure | None:
                        "symbol": ["circle" if p["y"] >= bottom else "triangle-down-open" for p, _ in chosen]},
         })  # fmt: skip
     better = "more is better →" if more else "← less is better"
-    ticks, span = frontier._ticks([low, high])
+    ticks, span = frontier.ticks([low, high])
     return {
         "data": data,
         "layout": charts.layout(
@@ -191,10 +190,10 @@ def render(report: Mapping[str, Any]) -> str:
             titles={"size": "Size", "torch": "Speed, torch", "openvino": "Speed, OpenVINO"},
             first=next(iter(figures), None),
             palette=charts.PALETTE,
-            style=(shell._TEMPLATES / "report.css").read_text(encoding="utf-8"),
-            script=(shell._TEMPLATES / "report.js").read_text(encoding="utf-8"),
-            data=shell._script_json({"figures": figures, "palette": charts.PALETTE}),
-            plotly=shell._plotly() if figures else "",
+            style=(page.TEMPLATES / "report.css").read_text(encoding="utf-8"),
+            script=(page.TEMPLATES / "report.js").read_text(encoding="utf-8"),
+            data=page.script_json({"figures": figures, "palette": charts.PALETTE}),
+            plotly=page.plotly() if figures else "",
         )
     )
 

@@ -54,7 +54,8 @@ def finalists(
         learnt = candidates.recovered(session, cut, trial["seconds"])
         size = bundle.parameters
         for step in learnt:
-            done = {"step": type(step).__name__, "parameters": fields_of(step), "seconds": step.seconds}
+            given = fields_of(step)
+            done = {"step": type(step).__name__, "parameters": given, "seconds": given["seconds"]}
             bundle.history.append(done | {"size_before": size, "size_after": size})
         if packing:
             bundle = Recipe(packing).apply(bundle, session.task, Run(seed=session.settings.seed))
@@ -98,9 +99,9 @@ def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) ->
     built: dict[str, runners.Runner] = {}
     try:
         for finalist in entrants:
-            able = False  # in a precision: then the next one, which is larger, is not tried
+            passed = False  # in a precision: then the next one, which is larger, is not tried
             for one in _forms(session, finalist):
-                if able and not _quantized(one):
+                if passed and not _quantized(one):
                     continue
                 deploy = one.recipe.deploy
                 known = _known(session, deploy) if finalist.name == UNCUT else None
@@ -114,7 +115,7 @@ def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) ->
                 known = known or _found(session, one, built[one.name])
                 one.record = finalist.record | known
                 scored.append(one)
-                able = able or _able(session, one)
+                passed = passed or _able(session, one)
         session.progress.trying("finalists, interleaved")
         if session.settings.goal == "latency":
             seconds = {

@@ -143,7 +143,7 @@ def chart(report: digest.Report, axis: str) -> charts.Figure | None:
         marks("baseline", symbol="diamond", color="@rival", line=edge),
         marks("chosen", symbol="circle", color="@accent", line={"color": "@ink", "width": 2}),
     ]  # fmt: skip
-    ticks, x_range = _ticks([p["x"] for p in everything])
+    marked, x_range = ticks([p["x"] for p in everything])
 
     def free_on_the_right(height: float) -> bool:
         near = [p for p in everything if abs(p["y"] - height) < 0.1 * (high - low)]
@@ -159,8 +159,8 @@ def chart(report: digest.Report, axis: str) -> charts.Figure | None:
         height=460,
         margin={"l": 62, "r": 18, "t": 14, "b": 56},
         hovermode="closest",
-        xaxis=charts.axis(f"{_TITLES[axis]} · {better}", type="log", range=x_range, tickvals=ticks,
-                    ticktext=[_tick(axis, t) for t in ticks]),
+        xaxis=charts.axis(f"{_TITLES[axis]} · {better}", type="log", range=x_range, tickvals=marked,
+                    ticktext=[_tick(axis, t) for t in marked]),
         yaxis=charts.axis(_quality_title(report), range=[low - (high - low) * 0.03, high], nticks=8),
         shapes=shapes,
         annotations=notes,
@@ -199,14 +199,14 @@ def _quality_range(values: list[float], floor: float | None, control: float | No
     return low - 0.04 * room, high + 0.12 * room
 
 
-def _ticks(values: list[float]) -> tuple[list[float], list[float]]:
+def ticks(values: list[float]) -> tuple[list[float], list[float]]:
     """Tick values 1, 2, 5, 10, ... around the data, and the range (log10) of a log axis with some air."""
     low, high = math.log10(min(values)), math.log10(max(values))
     air = max(0.07 * (high - low), 0.06)
     low, high = low - air, high + air
     steps = (1, 2, 5) if high - low > 0.6 else (1, 1.5, 2, 3, 4, 5, 6, 8)
-    ticks = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in steps]
-    return [t for t in ticks if low <= math.log10(t) <= high], [low, high]
+    round_ones = [m * 10.0**e for e in range(math.floor(low), math.ceil(high) + 1) for m in steps]
+    return [t for t in round_ones if low <= math.log10(t) <= high], [low, high]
 
 
 def _lines(

@@ -37,7 +37,8 @@ def step_costs(
     try:
         for step in chosen.recipe.steps:
             done.append(step)
-            seconds = None
+            seconds: float | None = None
+            new: dict[str, Any]
             if step.stage is Stage.VOCABULARY:  # changes no shape that costs time
                 new = {"size": 4 * chosen.bundle.parameters}
             elif step.stage is Stage.RECOVER or chosen.record.get("trains"):

@@ -21,9 +21,7 @@ from lightformers import files
 from lightformers.slim import charts, digest, frontier
 from lightformers.slim import numbers as n
 from lightformers.slim.facts import facts
-from lightformers.slim.page import TEMPLATES as _TEMPLATES
-from lightformers.slim.page import plotly as _plotly
-from lightformers.slim.page import script_json as _script_json
+from lightformers.slim.page import TEMPLATES, plotly, script_json
 
 
 def plain(value: Any) -> Any:
@@ -47,7 +45,7 @@ def _environment() -> Any:
         return lambda *values: write(*(None if isinstance(v, Undefined) else v for v in values))
 
     made = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     for name in ("milliseconds", "rate", "times", "size", "count", "quality", "ratio", "interval", "percent", "change",
                  "shift", "duration", "plain_text", "number"):  # fmt: skip
@@ -153,10 +151,10 @@ def render(report: Mapping[str, Any]) -> str:
             speed_axis=digest.speed_axis(report),
             has_layers=per_layer is not None,
             palette=charts.PALETTE,
-            style=(_TEMPLATES / "report.css").read_text(encoding="utf-8"),
-            script=(_TEMPLATES / "report.js").read_text(encoding="utf-8"),
-            data=_script_json({"figures": figures, "palette": charts.PALETTE}),
-            plotly=_plotly() if figures else "",
+            style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+            script=(TEMPLATES / "report.js").read_text(encoding="utf-8"),
+            data=script_json({"figures": figures, "palette": charts.PALETTE}),
+            plotly=plotly() if figures else "",
         )
     )
 
