@@ -27,9 +27,8 @@ from lightformers.compress import calibration
 from lightformers.compress.adaptive.acm import AdaptiveModules
 from lightformers.compress.adaptive.sites import install, sites
 from lightformers.compress.adaptive.usage import modules, recording, usage
-from lightformers.compress.distill import Recover
 from lightformers.compress.distill import common as distilling
-from lightformers.compress.distill.recover import _Objective as Distillation
+from lightformers.compress.distill.recover import imitation
 from lightformers.parts.adaptive import AdaptiveModule
 from lightformers.reproduce import Finding, common
 from lightformers.steps import Run
@@ -156,7 +155,7 @@ class _Job:
         for part in parts:
             part.router = router
         with ExitStack() as stack:
-            base = Distillation(Recover(labels=step.labels), bundle, self.teacher, self.task, self.run, self.batches, stack)  # fmt: skip
+            base = imitation(bundle, self.teacher, self.task, self.run, self.batches, stack, step.labels)
             step.train(2, bundle.module(), self.batches, base, self.run, 0.0)
         bundle.model.eval()
         learners = 1.0 if arm == _DENSE else budget * _N
@@ -255,8 +254,10 @@ def _conclude(
         made = []
         for b in at:
             cells = values[f"{_LEARNED}, {b:g}"]
-            fair = [scores.curve(over, budgets, seed, macs) for seed, macs in enumerate(cells[_MACS])]
-            other = fair if over == _UNIFORM else values[f"{over}, {b:g}"]["accuracy"]
+            if over == _UNIFORM:
+                other = [scores.curve(over, budgets, seed, macs) for seed, macs in enumerate(cells[_MACS])]
+            else:
+                other = values[f"{over}, {b:g}"]["accuracy"]
             made.append(common.gain(cells["accuracy"], other))
         return [sum(terms) / len(terms) for terms in zip(*made)]
 
