@@ -20,6 +20,7 @@ NEEDS = {
     "axformer": ("trec",),
     "dclip": (),
     "dsee": ("trec",),
+    "elasticvit": ("cifar10",),
     "essential-sparsity": ("trec", "sst2"),
     "idt5": ("indonlu_smsa", "sst2", "sts", "ncbi_disease", "ud_indonesian_gsd", "ud_german_gsd", "ud_ukrainian_iu",
              "ud_maltese_mudt", "ud_spanish_ancora", "ud_turkish_imst"),
@@ -67,6 +68,7 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "axformer": disjoint_sets,
         "dclip": text_stays,
         "dsee": equal_numbers,
+        "elasticvit": similar_costs,
         "essential-sparsity": zeros_stay,
         "idt5": trimming_is_exact,
         "llm-fp4": four_bits,
@@ -114,6 +116,14 @@ def zeros_stay(made: Finding) -> None:
     assert shown["dense"] < 0.001
     assert shown["magnitude 0.5"] == pytest.approx(0.5, abs=1e-3)
     assert shown["magnitude 0.3"] == pytest.approx(0.3, abs=1e-3)
+
+
+def similar_costs(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    assert rows.keys() == {"uniform", "complexity-aware", "both samplings", "trained alone"}
+    for arm in ("uniform", "complexity-aware", "both samplings"):
+        assert -1 <= rows[arm]["cosine of gradients"]["mean"] <= 1 and "accuracy at 4 M" in rows[arm]
+    assert rows["trained alone"]["teacher"]["mean"] > 0
 
 
 def trimming_is_exact(made: Finding) -> None:
