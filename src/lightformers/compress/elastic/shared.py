@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lightformers.anatomy.convolution import composed, live
 from lightformers.bundle import Bundle
 from lightformers.compress.elastic.size import Nesting, Size, cut, size_of
 from lightformers.errors import ModelError
@@ -57,7 +58,6 @@ class Shared:
     def __init__(self, bundle: Bundle, nesting: Nesting | None = None) -> None:
         self.bundle, self.nesting = bundle, nesting or Nesting()
         self.whole = size_of(bundle.model)
-        self._names = {id(p): n for n, p in bundle.module().named_parameters()}
         self._networks: OrderedDict[Size, _Network] = OrderedDict()
 
     def __call__(self, size: Size, **inputs: Any) -> Any:
@@ -65,7 +65,8 @@ class Shared:
         network = self.network(size)
         module = self.bundle.module()
         network.skeleton.train(self.bundle.model.training)
-        weights = dict(module.named_parameters())
+        _attend_alike(network.skeleton, module)
+        weights = live(module)
         return functional_call(
             network.skeleton, {name: piece(weights) for name, piece in network.pieces.items()}, (), inputs
         )
@@ -93,7 +94,7 @@ class Shared:
         numbered, starts = _numbered(self.bundle)
         cut(numbered.model, size, self.nesting)
         skeleton = numbered.module()
-        shapes = {name: p.shape for name, p in self.bundle.module().named_parameters()}
+        shapes = {name: p.shape for name, p in live(self.bundle.module()).items()}
         pieces = {name: _piece(name, p.detach(), starts, shapes) for name, p in skeleton.named_parameters()}
         _hollow(skeleton)
         return _Network(skeleton, pieces)
@@ -112,6 +113,7 @@ class _SubNetwork(nn.Module):
 def _numbered(bundle: Bundle) -> tuple[Bundle, dict[int, str]]:
     """A copy whose weights are their own numbers, and for each weight the number it starts with -> its name."""
     copied, starts, start = bundle.copy(), {}, 0
+    composed(copied.model)
     for name, parameter in copied.module().named_parameters():
         numbers = torch.arange(start, start + parameter.numel(), dtype=torch.float64)  # exact up to 2^53
         parameter.data = numbers.view(parameter.shape)
@@ -152,6 +154,17 @@ def _scaled(name: str) -> ModelError:
     return ModelError(
         f"the cut changes the values of {name}, not only which are kept: this model's sub-networks can't share weights"
     )
+
+
+def _attend_alike(skeleton: nn.Module, module: nn.Module) -> None:
+    """Training switches the whole model to the attention that it learns fastest with: follow it."""
+    for own, theirs in zip(*([m for m in made.modules() if _outer(m)] for made in (skeleton, module))):
+        if own.config._attn_implementation != theirs.config._attn_implementation:  # type: ignore[union-attr]
+            own.set_attn_implementation(theirs.config._attn_implementation)  # type: ignore[union-attr, operator]
+
+
+def _outer(module: nn.Module) -> bool:
+    return hasattr(module, "set_attn_implementation")
 
 
 def _hollow(module: nn.Module) -> None:

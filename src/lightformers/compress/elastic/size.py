@@ -98,7 +98,7 @@ def cut(model: nn.Module, size: Size, nesting: Nesting) -> None:
     check(size, whole, nesting)
     kept = nesting.blocks(size.blocks, whole.blocks)
     if size.width < whole.width:
-        anatomy.surgery.keep_width(model, range(size.width))
+        anatomy.surgery.keep_width(model, range(size.width), heads="keep")
     if size.blocks < whole.blocks:
         anatomy.surgery.keep_blocks(model, kept)
     now = size_of(model)
