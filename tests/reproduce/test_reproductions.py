@@ -217,7 +217,7 @@ def budgets_are_held(made: Finding) -> None:
 def both_ends(made: Finding) -> None:
     rows = {row["arm"]: row for row in made.table}
     for arm in ("one super-network", "two partitions"):
-        assert 0 < rows[arm]["loss, largest"]["mean"] and 0 < rows[arm]["loss, smallest"]["mean"]
+        assert rows[arm]["loss, largest"]["mean"] > 0 and rows[arm]["loss, smallest"]["mean"] > 0
     assert rows["one super-network"]["loss, largest"] != rows["two partitions"]["loss, largest"]
     counts = [size["parameters"] for size in made.settings["sizes"].values()]
     assert len(set(counts)) == 3 and made.settings["partitions overlap"] is False
