@@ -6,7 +6,9 @@ are found as in `width`, by twins; what belongs to the heads is known from the a
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -40,29 +42,27 @@ def narrow(model: nn.Module, keep: Sequence[int]) -> None:
             f"The hidden size is cut in one-stack families of the table; {row.name} is none of them."
         )
     sync(owner, row)
-    before, wider = _twins(owner, row, anatomy)
+    hidden = _hidden(owner, row, anatomy)
     live = convolution.plainly(tensors(owner))
-    old, new = (convolution.plainly(shapes(made)) for made in (before, wider))
     here = set(convolution.plainly(dict.fromkeys(owner.state_dict())))
-    if here != set(old):
-        odd = sorted(here ^ set(old))[0]
-        raise ModelError(f"Cut the width first: {odd} is not what transformers builds here.")
+    if here != hidden.names:
+        raise ModelError(
+            f"Cut the width first: {min(here ^ hidden.names)} is not what transformers builds here."
+        )
     stay = _of_heads(owner, anatomy)
     plan, convolutions = Plan(), {}
-    for name, shape in old.items():
-        for dim, (size, other) in enumerate(zip(shape, new[name])):
-            if size == other or (id(live[name]), dim) in stay:
-                continue
-            module = get(owner, name.rpartition(".")[0])
-            groups = getattr(module, "groups", 1)
-            if groups > 1 and name.endswith(".weight"):
-                path = name.removesuffix(".weight")
-                convolutions[path] = convolution.columns(kept, anatomy.width, groups, path)
-            elif live[name].shape[dim] == anatomy.width:
-                plan.keep(live[name], dim, kept)
-            else:
-                raise ModelError(f"How {name} depends on the hidden size is not understood.")
-    numbers = _numbers(owner, anatomy, before, wider)
+    for name, dim in hidden.dims:
+        if (id(live[name]), dim) in stay:
+            continue
+        groups = getattr(get(owner, name.rpartition(".")[0]), "groups", 1)
+        if groups > 1 and name.endswith(".weight"):
+            path = name.removesuffix(".weight")
+            convolutions[path] = convolution.columns(kept, anatomy.width, groups, path)
+        elif live[name].shape[dim] == anatomy.width:
+            plan.keep(live[name], dim, kept)
+        else:
+            raise ModelError(f"How {name} depends on the hidden size is not understood.")
+    numbers = _numbers(owner, anatomy, hidden)
 
     split = convolution.composed(owner)
     for path, inputs in convolutions.items():
@@ -97,13 +97,48 @@ def _fields(owner: nn.Module, row: Family, anatomy: Anatomy, width: int) -> dict
     return fields
 
 
-def _twins(owner: nn.Module, row: Family, anatomy: Anatomy) -> tuple[nn.Module, nn.Module]:
-    """What plain transformers builds at this width, and at twice this width with as many heads."""
-    made = [
-        twin(owner, _fields(owner, row, anatomy, width), row.stacks[0].config)
-        for width in (anatomy.width, 2 * anatomy.width)
-    ]
-    return made[0], made[1]
+@dataclass(frozen=True)
+class _Hidden:
+    """What depends on the hidden size in a model that a config builds.
+
+    names: of all stored tensors. dims: (tensor, dimension). numbers: (module, attribute) that are the size;
+    strange: those that depend on it in another way. Normed weights are named as if they were composed.
+    """
+
+    names: frozenset[str]
+    dims: tuple[tuple[str, int], ...]
+    numbers: tuple[tuple[str, str], ...]
+    strange: tuple[tuple[str, str], ...]
+
+
+#: Twins take longer to build than all the rest of a cut, and elastic models are cut the same way again and again.
+_KNOWN: OrderedDict[Any, _Hidden] = OrderedDict()
+
+
+def _hidden(owner: nn.Module, row: Family, anatomy: Anatomy) -> _Hidden:
+    """Told by the twins of this width and of twice this width with as many heads."""
+    config: Any = owner.config
+    fields = [_fields(owner, row, anatomy, width) for width in (anatomy.width, 2 * anatomy.width)]
+    pooled = getattr(owner, "pooler", True) is not None
+    key = (type(owner), pooled, config.to_json_string(use_diff=False), tuple(fields[0].items()))
+    if key not in _KNOWN:
+        before, wider = (twin(owner, field, row.stacks[0].config) for field in fields)
+        old, new = (convolution.plainly(shapes(made)) for made in (before, wider))
+        dims = [(n, d) for n, s in old.items() for d in range(len(s)) if s[d] != new[n][d]]
+        numbers: dict[bool, list[tuple[str, str]]] = {True: [], False: []}
+        modules = dict(wider.named_modules())
+        for path, module in before.named_modules():
+            if isinstance(module, _REFITTED) or is_conv1d(module):
+                continue
+            for name, value in vars(module).items():
+                other = vars(modules[path]).get(name)
+                if type(value) in (int, float, tuple) and other != value:
+                    plain = (value, other) == (anatomy.width, 2 * anatomy.width)
+                    numbers[plain].append((path, name))
+        _KNOWN[key] = _Hidden(frozenset(old), tuple(dims), tuple(numbers[True]), tuple(numbers[False]))
+        if len(_KNOWN) > 16:
+            _KNOWN.popitem(last=False)
+    return _KNOWN[key]
 
 
 def _of_heads(owner: nn.Module, anatomy: Anatomy) -> set[tuple[int, int]]:
@@ -131,24 +166,16 @@ def _of_heads(owner: nn.Module, anatomy: Anatomy) -> set[tuple[int, int]]:
     return stay
 
 
-def _numbers(
-    owner: nn.Module, anatomy: Anatomy, before: nn.Module, wider: nn.Module
-) -> list[tuple[nn.Module, str]]:
-    """(module, attribute) of every number that is the hidden size."""
+def _numbers(owner: nn.Module, anatomy: Anatomy, hidden: _Hidden) -> list[tuple[nn.Module, str]]:
+    """(module, attribute) of every number that is the hidden size. Raises ModelError for what is not understood."""
     inside = tuple(f"{a.path}." for block in anatomy.blocks for a in attentions(block))
-    old, new = dict(before.named_modules()), dict(wider.named_modules())
+    modules = dict(owner.named_modules())
     found: list[tuple[nn.Module, str]] = []
-    for path, module in owner.named_modules():
-        if isinstance(module, _REFITTED) or is_conv1d(module):
-            continue
-        if f"{path}.".startswith(inside):  # theirs are of the heads, but for those that say what o gives
-            found += [(module, name) for name in _GIVEN if vars(module).get(name) == anatomy.width]
-            continue
-        for name, value in vars(old[path]).items() if path in old else ():
-            other = vars(new[path]).get(name)
-            if type(value) not in (int, float, tuple) or other == value:
-                continue
-            if (value, other) != (anatomy.width, 2 * anatomy.width):
-                raise ModelError(f"How {path}.{name} depends on the hidden size is not understood.")
-            found.append((module, name))
+    for path, name in hidden.strange:
+        if path in modules and not f"{path}.".startswith(inside):
+            raise ModelError(f"How {path}.{name} depends on the hidden size is not understood.")
+    for path, name in hidden.numbers:
+        # an attention's are of the heads, but for those that say what it puts out
+        if path in modules and (name in _GIVEN or not f"{path}.".startswith(inside)):
+            found.append((modules[path], name))
     return found

@@ -13,10 +13,11 @@ import pytest
 import steps_world as world
 import torch
 import transformers as T
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 
 import lightformers as lf
-from lightformers.bundle import Bundle
+from lightformers.bundle import Bundle, Pooling
 from lightformers.compress.elastic import autodistil, relations
 from lightformers.compress.elastic.autodistil import PARTITIONS, AutoDistil
 from lightformers.compress.elastic.shared import Shared
@@ -40,6 +41,15 @@ def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
 def texts() -> Embedding:
     rows = [{"text": t} for t in world.TEXTS]
     return Embedding.from_examples({"train": rows[:60], "valid": rows[60:90], "test": rows[90:]})
+
+
+def words() -> Bundle:
+    """A bert with a tokenizer of whole words: one that is trained differs from run to run, and so would training."""
+    known = sorted({w for t in world.TEXTS for w in t.split()})
+    inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["[PAD]", "[UNK]", *known])}, "[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = T.PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]")
+    return Bundle(world.model("bert", len(tokenizer)), tokenizer, "embedding", Pooling(), max_length=48)
 
 
 def bert_base() -> nn.Module:
@@ -150,17 +160,17 @@ def test_sandwich_and_uniform_draws() -> None:
 
 def test_training_teaches_sub_networks_and_the_search_ranks_them() -> None:
     """Every looked-at size is nearer to the teacher than its slice was; the ranking respects the budget."""
-    made, task = world.bundle(), texts()
+    made, task = words(), texts()
     step = dataclasses.replace(OWN, heads=(2, 4), width=(16, 32), lr=1e-2)  # 16 sizes
     teacher, space = made.copy(), step.space(made)
     sizes = [space.largest, space.smallest, Size(4, (2,) * 4, (32,) * 4, 32)]
     rows = made.encode(task.texts("search"))
     lesson = relations.Relations(made, teacher, "mse", 4)
     before = lesson.mean(Shared(made, space.nesting), sizes, [made.pad(rows)])
-    run = Run(teacher=teacher, tokens=4000, dtype="fp32")
+    run = Run(teacher=teacher, tokens=5000, dtype="fp32")
     assert step.train(made, task, run) is made
     after = lesson.mean(Shared(made, space.nesting), sizes, [made.pad(rows)])
-    assert all(b < 0.85 * a for a, b in zip(before[1:], after[1:])) and after[0] < after[1]
+    assert after[1] < 0.7 * before[1] and after[2] < before[2] and after[0] < after[1], (before, after)
     limit = Shared(made, space.nesting).parameters_of(sizes[2])
     found = step.search(made, space, task, run, parameters=limit, candidates=8, examples=8)
     assert found and [c.loss for c in found] == sorted(c.loss for c in found)
@@ -228,7 +238,7 @@ def test_refusals_come_before_anything_is_changed() -> None:
         (OWN, None, UserError, "needs a task"),
         (dataclasses.replace(OWN, heads=(4, 5)), texts(), ModelError, "does not fit"),
         (dataclasses.replace(OWN, relation_heads=33), texts(), ModelError, "relation heads"),
-        (dataclasses.replace(OWN, relation_heads=20), texts(), ModelError, "fewer columns"),
+        (dataclasses.replace(OWN, relation_heads=20), texts(), ModelError, "16 columns"),
         (dataclasses.replace(OWN, width=(15, 30), ratios=(0.5,)), texts(), UserError, "no whole number"),
     ):
         with pytest.raises(error, match=text):

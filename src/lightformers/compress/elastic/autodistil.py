@@ -15,7 +15,7 @@ from lightformers.bundle import Batch, Bundle
 from lightformers.compress.calibration import batches as batches_of
 from lightformers.compress.distill import common
 from lightformers.compress.elastic.candidates import Candidate, ranked
-from lightformers.compress.elastic.presets import Preset, cut_to_largest, space_of
+from lightformers.compress.elastic.presets import Preset, cut_to_largest, outline, space_of
 from lightformers.compress.elastic.relations import Relations
 from lightformers.compress.elastic.shared import Shared
 from lightformers.compress.elastic.size import Nesting, Size
@@ -107,9 +107,9 @@ class AutoDistil:
             run = dataclasses.replace(run, teacher=bundle.copy())
         teacher = common.teacher_of(bundle, run)
         lesson = Relations(bundle, teacher, self.loss, self.relation_heads)
-        before = Shared(bundle, space.nesting)
         for size in (space.largest, space.smallest):
-            lesson.check(before, size)
+            lesson.check(outline(bundle, size, space.nesting))
+        Shared(bundle, space.nesting).network(space.smallest)  # refuses cuts that change values
         run = common.shared(run, self.share, self.seconds)
         batches = common.feed(bundle, task, run, self.max_tokens)
         cut_to_largest(bundle, space)

@@ -16,7 +16,7 @@ from lightformers.bundle import Batch, Bundle
 from lightformers.compress.distill import common
 from lightformers.compress.elastic import waves
 from lightformers.compress.elastic.candidates import Candidate, ranked
-from lightformers.compress.elastic.presets import Preset, cut_to_largest, space_of
+from lightformers.compress.elastic.presets import Preset, cut_to_largest, outline, space_of
 from lightformers.compress.elastic.shared import Shared
 from lightformers.compress.elastic.size import Nesting, Size
 from lightformers.compress.elastic.space import Space
@@ -110,9 +110,8 @@ class LightHuBERT:
         target = waves.Target(run.teacher, self.layers)
         batches = waves.feed(task, bundle.model, run, self.max_seconds)
         self._long_enough(bundle.model, batches)
-        before = Shared(bundle, space.nesting)
-        for size in (space.largest, space.smallest):
-            before.network(size)
+        outline(bundle, space.largest, space.nesting)
+        Shared(bundle, space.nesting).network(space.smallest)
         cut_to_largest(bundle, space)
         lesson = Lesson(self, bundle, space, anatomy.of(run.teacher.model).width, run.seed)
         run = common.shared(run, self.share, self.seconds)

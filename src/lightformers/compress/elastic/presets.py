@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import lcm
+from typing import Any
 
+import torch
 from torch import nn
 
 from lightformers import anatomy
 from lightformers.anatomy.convolution import grouped
 from lightformers.bundle import Bundle
-from lightformers.compress.elastic.size import Nesting, cut, size_of
+from lightformers.compress.elastic.size import Nesting, Size, cut, size_of
 from lightformers.compress.elastic.space import Space, whole
 from lightformers.errors import ModelError
 
@@ -60,6 +63,17 @@ def scaled(values: Sequence[int], full: int, of: int, multiple: int = 1) -> tupl
     """`values` of a size `of`, in the same proportion of a size `full`: multiples of `multiple` up to `full`, each once."""
     most = full // multiple
     return tuple(sorted({multiple * min(max(round(v * full / of / multiple), 1), most) for v in values}))
+
+
+def outline(bundle: Bundle, size: Size, nesting: Nesting) -> nn.Module:
+    """The model cut to a size, on the meta device: what a cut gives, at no cost. Raises what the cut would raise."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+        for p in bundle.model.parameters()
+    }
+    model: nn.Module = copy.deepcopy(bundle.model, memo)
+    cut(model, size, nesting)
+    return model
 
 
 def cut_to_largest(bundle: Bundle, space: Space) -> None:

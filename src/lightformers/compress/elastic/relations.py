@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
@@ -63,12 +63,13 @@ class Relations:
         self.rows = None if vocabulary is None else torch.tensor(vocabulary)
         self.arguments = plain_arguments(bundle.module())
 
-    def check(self, shared: Shared, size: Size) -> None:
-        """Raises ModelError where a sub-network can't be made, or has fewer columns than relation heads."""
-        attention = anatomy.of(shared.network(size).skeleton).blocks[-1].attention
+    def check(self, model: nn.Module) -> None:
+        """Raises ModelError where a sub-network has fewer columns than there are relation heads."""
+        attention = anatomy.of(model).blocks[-1].attention
         if attention is None or attention.out_features < self.heads:
             raise ModelError(
-                f"{size} has fewer columns than {self.heads} relation heads: give relation_heads"
+                f"{attention.out_features if attention else 0} columns of queries cannot be cut into {self.heads} "
+                "relation heads: give fewer relation_heads"
             )
 
     def of_teacher(self, device: str) -> _Teacher:
