@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lightformers import __version__
 from lightformers.errors import ModelError
@@ -84,7 +85,7 @@ def structure(model: nn.Module) -> Structure:
 def _compare(reference: nn.Module, model: nn.Module, path: str, found: Structure) -> None:
     kind = next((name for name, k in KINDS.items() if k.matches(model)), None)
     args = KINDS[kind].args(model) if kind else {}
-    same = type(reference) is type(model)
+    same = type(reference) is type(model) or _alike(reference, model)
     if kind and not (same and KINDS[kind].args(reference) == args):
         found.modules[path] = {"kind": kind, **args}
         found.was[path] = (
@@ -114,6 +115,16 @@ def _compare(reference: nn.Module, model: nn.Module, path: str, found: Structure
     found.removed += [_join(path, name) for name in theirs if name not in ours]
     for name, child in ours.items():
         _compare(theirs[name], child, _join(path, name), found)
+
+
+def _alike(one: nn.Module, other: nn.Module) -> bool:
+    """Whether both are the same module with the same parametrizations: each such module has a class of its own."""
+    kinds = [
+        (type(m).__bases__, {n: [type(p) for p in made] for n, made in m.parametrizations.items()})  # type: ignore[union-attr, arg-type]
+        for m in (one, other)
+        if is_parametrized(m)
+    ]
+    return len(kinds) == 2 and kinds[0] == kinds[1]
 
 
 def _sizes(module: nn.Module) -> Iterator[tuple[str, int | float]]:

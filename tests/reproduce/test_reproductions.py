@@ -42,6 +42,8 @@ NEEDS = {
     "sorted-llama": ("tinyshakespeare",),
     "spdf": ("wikitext2_small", "tinyshakespeare"),
     "vtrans": ("trec",),
+    "autodistil": ("trec", "wikitext2_small"),
+    "lighthubert": ("fsdd",),
 }  # fmt: skip
 
 
@@ -89,6 +91,8 @@ def test_experiment_on_a_tiny_budget(slug: str, tmp_path: Path) -> None:
         "pela": repair,
         "pre-crmsnorm": equality,
         "zett": unseen_tokenizers,
+        "autodistil": both_ends,
+        "lighthubert": sub_networks_are_probed,
     }
     check[slug](made)
 
@@ -273,6 +277,24 @@ def budgets_are_held(made: Finding) -> None:
     rows = {row["arm"]: row for row in made.table}
     assert all(0.3 < rows[arm]["weights left"]["mean"] < 0.42 for arm in rows if arm != "dense")
     assert rows.keys() >= {"gates and weights", "magnitude", "random"}
+
+
+def both_ends(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    for arm in ("one super-network", "two partitions"):
+        assert rows[arm]["loss, largest"]["mean"] > 0 and rows[arm]["loss, smallest"]["mean"] > 0
+    assert rows["one super-network"]["loss, largest"] != rows["two partitions"]["loss, largest"]
+    counts = [size["parameters"] for size in made.settings["sizes"].values()]
+    assert len(set(counts)) == 3 and made.settings["partitions overlap"] is False
+
+
+def sub_networks_are_probed(made: Finding) -> None:
+    rows = {row["arm"]: row for row in made.table}
+    for arm in ("two stages", "one stage", "slices of the teacher"):
+        for size in ("smallest", "default", "largest"):
+            assert 0 <= rows[arm][f"digit, {size}"]["mean"] <= 1
+    assert "digit, smallest" not in rows["default size, distilled alone"]
+    assert made.settings["sizes in the space"] == 3 * (9**3 + 9**4)
 
 
 def disjoint_sets(made: Finding) -> None:

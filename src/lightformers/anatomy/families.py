@@ -58,7 +58,8 @@ class StackRow:
 class Family:
     """A row. native: cuts that reload in plain transformers; reasons: per other cut, why not.
 
-    refused: cuts that surgery does not do at all, with the reason. follows: config fields that are the hidden
+    refused: cuts that surgery does not do at all, with the reason; custom: those of them that it does where the result
+    need not be plain (a width with all heads kept). follows: config fields that are the hidden
     size too, if they equal it. pad_counts: positions are counted from the pad id, which must keep its number.
     channels_multiple: "width" if only multiples of the hidden size reload.
     """
@@ -69,6 +70,7 @@ class Family:
     native: frozenset[str] = frozenset(CUTS)
     reasons: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+    custom: frozenset[str] = frozenset()
     follows: Names = ()
     pad_counts: bool = False
     channels_multiple: str = ""
@@ -221,7 +223,8 @@ _WAV2VEC2 = StackRow(
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
 _SEQ2SEQ = _no_width("encoder and decoder share one hidden size; only one-stack models are cut in width")
 _SPEECH = _no_width(
-    "the grouped convolution that gives the positions ties groups of hidden channels together"
+    "the grouped convolution that gives the positions ties groups of hidden channels together "
+    "(heads='keep' cuts it all the same)"
 )
 
 FAMILIES: tuple[Family, ...] = (
@@ -263,9 +266,9 @@ FAMILIES: tuple[Family, ...] = (
            native=frozenset({"blocks", "channels"}), reasons={"heads": _BOUND},
            refused=_no_width("the tower's output feeds a projection trained with the other tower")),
     Family("wav2vec2", ("wav2vec2",), (_WAV2VEC2,), native=frozenset({"blocks", "channels", "vocabulary"}),
-           reasons={"heads": _BOUND}, refused=_SPEECH),
+           reasons={"heads": _BOUND}, refused=_SPEECH, custom=frozenset({"width"})),
     Family("hubert", ("hubert",), (_WAV2VEC2,), native=frozenset({"blocks", "channels", "vocabulary"}),
-           reasons={"heads": _BOUND}, refused=_SPEECH),
+           reasons={"heads": _BOUND}, refused=_SPEECH, custom=frozenset({"width"})),
     Family("whisper", ("whisper",), (_BART_ENCODER, _BART_DECODER), native=frozenset(CUTS) - {"width", "heads"},
            reasons={"heads": _BOUND}, refused=_SEQ2SEQ),
 )  # fmt: skip

@@ -137,14 +137,17 @@ def _stages(config: Any, kept: list[int]) -> None:
         config._out_features = [config.stage_names[i] for i in new]
 
 
-def open_up(model: nn.Module, cut: str) -> tuple[nn.Module, Family, Anatomy]:
-    """The module that is cut, its row and anatomy. Raises ModelError if this family refuses the cut."""
+def open_up(model: nn.Module, cut: str, custom: bool = False) -> tuple[nn.Module, Family, Anatomy]:
+    """The module that is cut, its row and anatomy. Raises ModelError if this family refuses the cut.
+
+    custom: the cut may leave a form that the config can't say.
+    """
     _, owner = host(model)
     row = row_of(model)
     if row is None:
         from lightformers.anatomy.structure import inspect
 
         row = inspect(owner)
-    if cut in row.refused:
+    if cut in row.refused and not (custom and cut in row.custom):
         raise ModelError(f"{type(owner).__name__} ({row.name}): {row.refused[cut]}.")
     return owner, row, of(owner, row)

@@ -7,7 +7,7 @@ between the twins of the old and the new config. So pooler, task head and whatev
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from lightformers.anatomy.cutting import Plan, chosen
 from lightformers.anatomy.families import Family, StackRow
 from lightformers.anatomy.find import of, suffix
 from lightformers.anatomy.heads import plan_heads, plan_shared_bias
+from lightformers.anatomy.narrow import narrow
 from lightformers.anatomy.records import Anatomy, Attention
 from lightformers.anatomy.settings import copies, open_up, section, sync
 from lightformers.anatomy.twin import changed, shapes, tensors, twin
@@ -24,15 +25,18 @@ from lightformers.errors import ModelError
 
 
 def keep_width(
-    model: nn.Module, keep: Sequence[int], heads: Mapping[int, Sequence[int]] | None = None
+    model: nn.Module, keep: Sequence[int], heads: Mapping[int, Sequence[int]] | Literal["keep"] | None = None
 ) -> None:
     """Keep these channels of the hidden size, ascending.
 
     Where the config has a head size of its own (llama, vit, ...), all heads stay; elsewhere the heads go in
     proportion, so the new width must be a multiple of the head size. heads: then, per block, the heads that stay
-    (default: those with the largest product of the norms of their value and output weights).
+    (default: those with the largest product of the norms of their value and output weights). heads="keep": all heads
+    stay in every family and any width goes; what the config can't say then needs lightformers.json.
     Raises ModelError for models that don't match their config any more: cut the width before anything unequal.
     """
+    if heads == "keep":
+        return narrow(model, keep)
     owner, row, anatomy = open_up(model, "width")
     kept = chosen(keep, anatomy.width, "hidden channels")
     if not row.model_types or len(row.stacks) != 1:

@@ -14,6 +14,7 @@ import torch
 import transformers as T
 from torch import Tensor
 
+from lightformers import anatomy
 from lightformers.bundle import Bundle
 from lightformers.compress.elastic.shared import Shared
 from lightformers.compress.elastic.size import Nesting, Size, cut, size_of
@@ -117,9 +118,14 @@ def test_a_narrow_bert_keeps_its_first_heads_whatever_its_weights() -> None:
     with torch.no_grad():
         values[-8:] *= 100  # the last head is by far the strongest
     small = bundle.copy()
-    cut(small.model, Size(4, (4,) * 4, (64,) * 4, 16), Nesting())  # two heads is what the width allows
+    cut(
+        small.model, Size(4, (2,) * 4, (64,) * 4, 16), Nesting()
+    )  # heads in proportion: plain transformers loads it
     assert torch.equal(small.model.encoder.layer[0].attention.self.value.weight, values[:16, :16])
-    assert size_of(small.model).heads == (2,) * 4
+    assert size_of(small.model).heads == (2,) * 4 and not anatomy.native_reasons(small.model)
+    free = bundle.copy()
+    cut(free.model, Size(4, (4,) * 4, (64,) * 4, 16), Nesting())  # more heads than that: they all stay
+    assert torch.equal(free.model.encoder.layer[0].attention.self.value.weight, values[:, :16])
 
 
 def test_nesting_says_what_stays() -> None:

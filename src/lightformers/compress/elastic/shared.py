@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from lightformers.anatomy.convolution import composed, live
 from lightformers.bundle import Bundle
 from lightformers.compress.elastic.size import Nesting, Size, cut, size_of
 from lightformers.errors import ModelError
@@ -65,7 +66,8 @@ class Shared:
         network = self.network(size)
         module = self.bundle.module()
         network.skeleton.train(self.bundle.model.training)
-        weights = dict(module.named_parameters())
+        _attend_alike(network.skeleton, module)
+        weights = live(module)
         device = next(iter(weights.values())).device
         held = {name: piece(weights) for name, piece in network.pieces.items()}
         held |= {name: buffer.to(device) for name, buffer in network.skeleton.named_buffers()}
@@ -77,9 +79,7 @@ class Shared:
 
     def outline(self, size: Size) -> Bundle:
         """The sub-network as a bundle of its own whose weights take no memory (they are on the meta device)."""
-        empty = _copied(self.bundle, lambda p: torch.empty_like(p, device="meta"))
-        cut(empty.model, size, self.nesting)
-        return empty
+        return outline(self.bundle, size, self.nesting)
 
     def parameters_of(self, size: Size) -> int:
         """How many weights a sub-network has; tied ones count once."""
@@ -100,7 +100,7 @@ class Shared:
         numbered, starts = _numbered(self.bundle)
         cut(numbered.model, size, self.nesting)
         skeleton = numbered.module()
-        shapes = {name: p.shape for name, p in self.bundle.module().named_parameters()}
+        shapes = {name: p.shape for name, p in live(self.bundle.module()).items()}
         pieces = {name: _piece(name, p.detach(), starts, shapes) for name, p in skeleton.named_parameters()}
         _hollow(skeleton)
         return _Network(skeleton, pieces)
@@ -118,21 +118,28 @@ class _SubNetwork(nn.Module):
 
 def _numbered(bundle: Bundle) -> tuple[Bundle, dict[int, str]]:
     """A copy whose weights are their own numbers, and for each weight the number it starts with -> its name."""
-    first: dict[int, int] = {}
-    starts, start = {}, 0
-    for name, parameter in bundle.module().named_parameters():
-        first[id(parameter)] = start
+    copied, starts, start = (
+        outlined(bundle, lambda p: p.detach()),
+        {},
+        0,
+    )  # the weights themselves are not copied
+    composed(copied.model)
+    for name, parameter in copied.module().named_parameters():
+        numbers = torch.arange(start, start + parameter.numel(), dtype=torch.float64)  # exact up to 2^53
+        parameter.data = numbers.view(parameter.shape)
         starts[start] = name
         start += parameter.numel()
-
-    def numbers(p: nn.Parameter) -> Tensor:
-        held = torch.arange(first[id(p)], first[id(p)] + p.numel(), dtype=torch.float64)  # exact up to 2^53
-        return held.view(p.shape)
-
-    return _copied(bundle, numbers), starts
+    return copied, starts
 
 
-def _copied(bundle: Bundle, weight: Callable[[nn.Parameter], Tensor]) -> Bundle:
+def outline(bundle: Bundle, size: Size, nesting: Nesting) -> Bundle:
+    """A bundle cut to a size on the meta device: what the cut gives, at no cost. Raises what the cut would raise."""
+    empty = outlined(bundle, lambda p: torch.empty_like(p, device="meta"))
+    cut(empty.model, size, nesting)
+    return empty
+
+
+def outlined(bundle: Bundle, weight: Callable[[nn.Parameter], Tensor]) -> Bundle:
     """A copy with other weights: `weight(p)` in place of each parameter. The old ones are not copied first."""
     memo: dict[int, Any] = {id(p): nn.Parameter(weight(p)) for p in bundle.model.parameters()}
     return replace(bundle, model=copy.deepcopy(bundle.model, memo), history=[])
@@ -170,6 +177,17 @@ def _scaled(name: str) -> ModelError:
     return ModelError(
         f"the cut changes the values of {name}, not only which are kept: this model's sub-networks can't share weights"
     )
+
+
+def _attend_alike(skeleton: nn.Module, module: nn.Module) -> None:
+    """Training switches the whole model to the attention that it learns fastest with: follow it."""
+    for own, theirs in zip(*([m for m in made.modules() if _outer(m)] for made in (skeleton, module))):
+        if own.config._attn_implementation != theirs.config._attn_implementation:  # type: ignore[union-attr]
+            own.set_attn_implementation(theirs.config._attn_implementation)  # type: ignore[union-attr, operator]
+
+
+def _outer(module: nn.Module) -> bool:
+    return hasattr(module, "set_attn_implementation")
 
 
 def _hollow(module: nn.Module) -> None:

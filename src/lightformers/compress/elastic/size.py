@@ -109,7 +109,7 @@ def cut(model: nn.Module, size: Size, nesting: Nesting) -> None:
         if attention is not None:
             key_value_groups(attention, range(size.heads[place]))
     if size.width < whole.width:
-        _narrow(model, size.width)
+        _narrow(model, size)
     if size.blocks < whole.blocks:
         anatomy.surgery.keep_blocks(model, kept)
     now = size_of(model)
@@ -125,20 +125,22 @@ def cut(model: nn.Module, size: Size, nesting: Nesting) -> None:
         anatomy.surgery.keep_channels(model, channels)
 
 
-def _narrow(model: nn.Module, width: int) -> None:
-    """Keep the first channels of the hidden size, and the first heads where they go in proportion.
+def _narrow(model: nn.Module, size: Size) -> None:
+    """Keep the first channels of the hidden size; heads go in proportion where the size asks for no more of them.
 
-    Left to itself, the surgery would choose heads by the norms of their weights: another choice for every weight.
+    In proportion a bert reloads in plain transformers. The first heads are named: left to itself, the surgery would
+    choose by the norms of their weights, another choice for every weight.
     """
-    heads = {
-        i: range(width // b.attention.head_dim)
-        for i, b in enumerate(anatomy.of(model).blocks)
-        if b.attention is not None
-    }
-    try:
-        anatomy.surgery.keep_width(model, range(width), heads)
-    except ModelError:  # heads that stay when the width is cut; or it can't be cut, which is said again
-        anatomy.surgery.keep_width(model, range(width))
+    blocks = anatomy.of(model).blocks
+    heads = {i: size.width // b.attention.head_dim for i, b in enumerate(blocks) if b.attention is not None}
+    if max(size.heads) <= min(heads.values()):
+        try:
+            return anatomy.surgery.keep_width(
+                model, range(size.width), {i: range(n) for i, n in heads.items()}
+            )
+        except ModelError:
+            pass  # heads do not depend on the width here, or it is no multiple of theirs
+    anatomy.surgery.keep_width(model, range(size.width), heads="keep")
 
 
 def check(size: Size, whole: Size, nesting: Nesting) -> None:
