@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 METHODS = {
     "matformer": "matformer:MatFormer",
     "sorted-llama": "sorted_llama:SortedLlama",
+    "autodistil": "autodistil:AutoDistil",
+    "lighthubert": "lighthubert:LightHuBERT",
 }
 
 
