@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lightformers.compress.elastic import METHODS
+
 if TYPE_CHECKING:
     from lightformers.bundle import Bundle
 
@@ -31,7 +33,7 @@ def train(
     model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
     task: Annotated[str, typer.Option(help="What the model is for, such as text-classification.")],
     data: Annotated[str, typer.Option(help="The data of that task.")],
-    method: Annotated[str, typer.Option(help="matformer, sorted-llama, autodistil or lighthubert.")],
+    method: Annotated[str, typer.Option(help=f"How it is trained: {', '.join(METHODS)}.")],
     out: Annotated[Path, typer.Option(help="Where the elastic model goes.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the method, NAME=VALUE; can be given more than once.")

@@ -46,7 +46,7 @@ def chart(facts: Mapping[str, Any], axis: str) -> charts.Figure:
         ],
         "layout": charts.layout(
             height=460, margin={"l": 62, "r": 18, "t": 14, "b": 56}, hovermode="closest",
-            xaxis=charts.axis(f"{_AXES[axis]} · ← less is better", rangemode="tozero"),
+            xaxis=charts.axis(f"{_AXES[axis]} · ← less is better", nticks=8),
             yaxis=charts.axis(title, nticks=8),
         ),
     }  # fmt: skip

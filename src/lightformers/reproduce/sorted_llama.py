@@ -54,7 +54,7 @@ def run(budget: float = common.FULL) -> Finding:
         characters.windows(text["train"][: clock.size(len(text["train"]), 40_000)]),
         characters.windows(text["valid"][: clock.size(60_000, 6_000)]),
     )
-    job = answers(clock.size(4000, 200), clock.size(200, 40))
+    job = answers(clock.size(4000, 200), clock.size(200, 12))
     arms = (_PLAIN, _HEADS, _SUM) if clock.few else (_PLAIN, _HEADS, _SUM, _SAMPLE, _APART)
     steps = _plan(clock, letters, prose, job, len(arms), len(seeds))
     scores: dict[str, dict[str, list[float]]] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import steps_world as world
 import torch
+import transformers as T
 from torch import Tensor, nn
 
 import lightformers as lf
@@ -166,6 +167,21 @@ def test_an_extracted_size_reloads_with_equal_outputs(channels: tuple[int, ...],
     batch = small.collate(world.task().splits["verify"][:3])
     mine = Shared(bundle)(Size(4, (4,) * 4, channels, 32), **batch.inputs)["logits"]
     assert torch.allclose(again.model(**batch.inputs)["logits"], mine, atol=1e-5)
+
+
+def test_weights_are_those_that_were_counted() -> None:
+    """The shape of Llama-3.2-1B, whole and at an eighth of its inner channels; nothing is allocated."""
+    config = T.LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+        intermediate_size=8192, head_dim=64, tie_word_embeddings=True,
+    )  # fmt: skip
+    with torch.device("meta"):
+        bundle = Bundle(T.LlamaForCausalLM(config), task="causal-lm")
+    space = MatFormer().space(bundle)
+    shared = Shared(bundle)
+    assert space.largest.channels[0] == 8192 and space.smallest.channels[0] == 1024
+    assert shared.parameters_of(space.largest) == bundle.parameters == 1_235_814_400
+    assert shared.parameters_of(space.smallest) == 531_171_328
 
 
 def test_bad_input() -> None:

@@ -16,6 +16,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress.elastic import sorted_llama
 from lightformers.compress.elastic.exits import Exits, Given
+from lightformers.compress.elastic.shared import Shared
 from lightformers.compress.elastic.size import Nesting, Size, cut
 from lightformers.compress.elastic.sorted_llama import SortedLlama, answer_loss, answer_mask
 from lightformers.elastic import Elastic
@@ -160,6 +161,25 @@ def test_a_language_model_learns_its_answers_and_is_extracted_by_depth(tmp_path:
     with torch.no_grad():
         wanted = made.outputs(made.space.smallest, **batch.inputs)["logits"]
         assert torch.allclose(again.model(**batch.inputs)["logits"], wanted, atol=1e-5)
+
+
+def test_weights_are_those_that_were_counted() -> None:
+    """The shape of LLaMA-2-13B, whole and at half its depth; nothing is allocated."""
+    config = T.LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=5120,
+        num_hidden_layers=40,
+        num_attention_heads=40,
+        intermediate_size=13_824,
+    )
+    with torch.device("meta"):
+        bundle = Bundle(T.LlamaForCausalLM(config), task="causal-lm")
+    space = SortedLlama(tuple(range(12, 41, 4))).space(bundle)
+    sizes = {size.blocks: size for size in space}
+    shared = Shared(bundle)
+    assert len(sizes) == 8
+    assert shared.parameters_of(sizes[40]) == bundle.parameters == 13_015_864_320
+    assert shared.parameters_of(sizes[20]) == 6_671_774_720
 
 
 def test_an_exit_drafts_for_the_whole_without_changing_what_it_says() -> None:

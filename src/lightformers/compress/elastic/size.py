@@ -21,8 +21,8 @@ class Size:
     """blocks: how many stay. heads, channels: query heads and inner feed-forward channels of each block that stays, in
     order. width: channels of the hidden size.
 
-    Where heads go in proportion to the hidden size (bert, gpt2, ...: `anatomy.surgery.keep_width`), a narrower
-    sub-network has no more heads than its width allows, even where `heads` says more.
+    Heads are independent of the width. Where a config can't say so (bert, gpt2, ...), a narrow sub-network reloads in
+    plain transformers only if its heads are in proportion.
     """
 
     blocks: int
