@@ -119,12 +119,15 @@ def _compare(reference: nn.Module, model: nn.Module, path: str, found: Structure
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
     """Whether both are the same module with the same parametrizations: each such module has a class of its own."""
-    kinds = [
-        (type(m).__bases__, {n: [type(p) for p in made] for n, made in m.parametrizations.items()})  # type: ignore[union-attr, arg-type]
-        for m in (one, other)
-        if is_parametrized(m)
-    ]
-    return len(kinds) == 2 and kinds[0] == kinds[1]
+    if not (is_parametrized(one) and is_parametrized(other)):
+        return False
+    kinds = []
+    for module in (one, other):
+        made: Any = module.parametrizations
+        kinds.append(
+            (type(module).__bases__, {name: [type(p) for p in parts] for name, parts in made.items()})
+        )
+    return kinds[0] == kinds[1]
 
 
 def _sizes(module: nn.Module) -> Iterator[tuple[str, int | float]]:

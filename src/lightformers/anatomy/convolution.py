@@ -74,7 +74,9 @@ def plainly(tensors: dict[str, Any]) -> dict[str, Any]:
 
 def live(module: nn.Module) -> dict[str, Tensor]:
     """The parameters by name, normed weights composed (gradients flow through) instead of in two parts."""
-    found = {n: p for n, p in module.named_parameters() if not n.endswith((_DIRECTION, _LENGTH))}
+    found: dict[str, Tensor] = {
+        n: p for n, p in module.named_parameters() if not n.endswith((_DIRECTION, _LENGTH))
+    }
     for path in normed(module):
         found[f"{path}.weight"] = module.get_submodule(path).weight  # type: ignore[assignment]
     return found

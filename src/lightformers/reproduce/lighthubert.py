@@ -126,7 +126,7 @@ def encoder(seed: int) -> Bundle:
 
     config = HubertConfig(
         vocab_size=8, hidden_size=96, num_hidden_layers=4, num_attention_heads=6, intermediate_size=384,
-        conv_dim=(96,) * 4, conv_kernel=(10, 8, 4, 4), conv_stride=(5, 4, 2, 2), num_feat_extract_layers=4,
+        conv_dim=(96,) * 4, conv_kernel=(10, 8, 4, 4), conv_stride=(5, 4, 2, 2),
         feat_extract_norm="layer", num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=8,
     )  # fmt: skip
     with torch.random.fork_rng():

@@ -149,6 +149,16 @@ def test_the_whole_against_itself_has_no_loss() -> None:
             assert lesson(shared, space.smallest, batch, theirs).item() > 1e-3
 
 
+def test_sub_networks_follow_the_attention_that_training_chooses() -> None:
+    made = world.bundle()
+    shared, given = Shared(made), made.collate(texts().texts("train")[:2]).inputs
+    skeleton: Any = shared.network(shared.whole).skeleton
+    for name in ("eager", "sdpa"):
+        made.model.set_attn_implementation(name)
+        shared(shared.whole, **given)
+        assert skeleton.backbone.config._attn_implementation == name
+
+
 def test_sandwich_and_uniform_draws() -> None:
     space, rng = OWN.space(world.bundle()), np.random.default_rng(0)
     drawn = [autodistil.draw(space, "sandwich", 4, rng) for _ in range(20)]

@@ -38,7 +38,7 @@ def encoder(seed: int = 0, **changes: Any) -> Bundle:
     torch.manual_seed(seed)
     fields: dict[str, Any] = {
         "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 128,
-        "conv_dim": (16, 16), "conv_stride": (2, 2), "conv_kernel": (3, 2), "num_feat_extract_layers": 2,
+        "conv_dim": (16, 16), "conv_stride": (2, 2), "conv_kernel": (3, 2),
         "num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "feat_extract_norm": "layer",
         "initializer_range": 0.15,
     }  # fmt: skip
