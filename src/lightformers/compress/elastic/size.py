@@ -99,7 +99,10 @@ def size_of(model: nn.Module) -> Size:
 
 
 def cut(model: nn.Module, size: Size, nesting: Nesting) -> None:
-    """Cut `model` to `size`, in place. Raises ModelError, before anything is changed, where it does not fit in."""
+    """Cut `model` to `size`, in place. Raises ModelError, before anything is changed, where it does not fit in.
+
+    Heads are independent of the width: where the config can't say so, the result needs `lightformers.json`.
+    """
     whole = size_of(model)
     check(size, whole, nesting)
     kept = nesting.blocks(size.blocks, whole.blocks)
