@@ -60,7 +60,7 @@ class ElasticLinear(nn.Module):
     def forward(self, x: Tensor, out: int | None = None) -> Tensor:
         out = out or len(self.weight)
         bias = None if self.bias is None else take(self.bias, (out,))
-        return F.linear(x, take(self.weight, (out, x.shape[-1])), bias)
+        return F.linear(x, take(self.weight, (out, int(x.shape[-1]))), bias)
 
 
 class ElasticConv(nn.Module):
@@ -80,7 +80,10 @@ class ElasticConv(nn.Module):
         nn.init.normal_(self.weight, std=(2 / fan) ** 0.5)
 
     def forward(self, x: Tensor, out: int | None = None, kernel: int | None = None) -> Tensor:
-        kernel, channels = kernel or self.kernel, x.shape[1]
+        kernel, channels = (
+            kernel or self.kernel,
+            int(x.shape[1]),
+        )  # a plain number also while a graph is traced
         if self.depthwise:
             out, groups, inputs = channels, channels, 1
         else:
@@ -109,7 +112,7 @@ class ElasticBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (x.shape[1],)
+        shape = (int(x.shape[1]),)
         return F.batch_norm(
             x,
             take(self.running_mean, shape),  # a view: training updates the shared statistics
@@ -132,7 +135,7 @@ class ElasticLayerNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        shape = (x.shape[-1],)
+        shape = (int(x.shape[-1]),)
         return F.layer_norm(x, shape, take(self.weight, shape), take(self.bias, shape), self.eps)
 
 
@@ -148,6 +151,6 @@ class ElasticSqueeze(nn.Module):
         self.expand = ElasticConv(divisible(channels / 4), channels, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        channels = x.shape[1]
+        channels = int(x.shape[1])
         hidden = F.relu(self.reduce(x.mean((2, 3), keepdim=True), divisible(channels / 4)))
         return x * F.hardsigmoid(self.expand(hidden, channels))

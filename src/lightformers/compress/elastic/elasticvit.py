@@ -115,7 +115,8 @@ class ElasticViT:
         """Train `bundle.model` in place and leave it in evaluation mode.
 
         task: image classification; its labels score the banks, and are learnt from where there are no teachers.
-        teachers: modules that take `pixel_values` and give logits of the same classes. sampler: instead of the paper's.
+        run: its budget in seconds, or in tokens, of which an image is one. sampler: instead of the paper's.
+        teachers: modules that take `pixel_values` and give logits of the same classes.
         Raises ModelError where the bundle holds another model, UserError or DataError without a task or images.
         """
         model = network_of(bundle)

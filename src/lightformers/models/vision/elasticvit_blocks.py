@@ -81,7 +81,7 @@ class ElasticAttention(nn.Module):
         self.out = ElasticLinear(values * channels, channels)
 
     def forward(self, x: Tensor, size: tuple[int, int], values: int) -> Tensor:
-        batch, tokens, channels = x.shape
+        batch, tokens, channels = x.shape[0], int(x.shape[1]), int(x.shape[2])
         heads = channels // self.head
         v = self.v(x, values * channels).transpose(1, 2).reshape(batch, values * channels, *size)
         v = self.local(v).reshape(batch, heads, values * self.head, tokens).transpose(2, 3)
@@ -164,7 +164,7 @@ class AttentionStage(nn.Module):
 
     def forward(self, x: Tensor, channels: int, ratios: Sequence[int], values: Sequence[int]) -> Tensor:
         x = self.entrance(x, channels, ENTRANCE, 3)
-        size = (x.shape[2], x.shape[3])
+        size = (int(x.shape[2]), int(x.shape[3]))  # plain numbers also while a graph is traced
         y = x.flatten(2).transpose(1, 2)
         for block, ratio, value in zip(self.blocks, ratios, values):
             y = block(y, size, ratio, value)
