@@ -55,7 +55,7 @@ def _hover(row: Mapping[str, Any]) -> str:
 def chart(report: Mapping[str, Any], view: str) -> charts.Figure | None:
     """Quality ratio with its interval against one of `VIEWS`; colours are kinds, the dotted line joins the best. None: no point."""
     title, value, more = VIEWS[view]
-    points = [
+    points: list[dict[str, Any]] = [
         {"x": float(x), "y": float(row["ratio"]["estimate"]), "row": row}
         for row in advice.done(report)
         if (x := value(row)) is not None and x > 0
