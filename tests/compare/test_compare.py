@@ -21,7 +21,7 @@ from lightformers.errors import UserError
 from lightformers.slim.progress import Progress
 from lightformers.steps import Recipe
 
-QUICK: dict[str, Any] = {"seconds": 0.3, "rounds": 3, "batch": 8, "examples": 40}
+QUICK: dict[str, Any] = {"seconds": 0.1, "rounds": 3, "batch": 8, "examples": 40}
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_finished_rows_are_kept_and_new_ones_added(
     old = {r["name"]: r for r in compared.report["rows"]}
     assert next(r for r in again.report["rows"] if r["name"] == "drop-blocks") == old["drop-blocks"]
     with pytest.raises(UserError, match="another request"):
-        compare(original, world.task(original), out=compared.folder, **{**QUICK, "seconds": 0.1})
+        compare(original, world.task(original), out=compared.folder, **{**QUICK, "seconds": 0.2})
 
 
 def test_a_method_that_breaks_is_a_row_and_the_others_go_on(
