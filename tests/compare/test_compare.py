@@ -196,7 +196,7 @@ def test_a_dry_run_says_what_would_be_tried_and_writes_nothing(original: Bundle,
 @pytest.mark.slow
 def test_everything_on_a_tiny_classifier_with_openvino(original: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    report = compare(original, world.task(original), out=tmp_path, **{**QUICK, "seconds": 1.0}).report
+    report = compare(original, world.task(original), out=tmp_path, **{**QUICK, "seconds": 0.3}).report
     state = {r["name"]: r["state"] for r in report["rows"]}
     assert not [n for n, s in state.items() if s == "failed"], report["rows"]
     assert sum(s == "done" for s in state.values()) >= 15
