@@ -58,7 +58,7 @@ def ready(folder: Path, say: Callable[[str], None] = print, **settings: Any) -> 
 
 
 def main() -> None:
-    given = training.options(__doc__ or "", FOLDER, 4.0)
+    given = training.options(__doc__ or "", FOLDER, 4.0, 540.0)
     ready(given.out, epochs=given.epochs, seconds=given.seconds, seed=given.seed)
 
 

@@ -107,12 +107,12 @@ def ready(
     return train(bundle, task, folder, say=say, **settings)
 
 
-def options(description: str, folder: Path, epochs: float) -> argparse.Namespace:
+def options(description: str, folder: Path, epochs: float, seconds: float) -> argparse.Namespace:
     """The options that all training scripts take."""
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("--out", type=Path, default=folder)
     parser.add_argument("--epochs", type=float, default=epochs)
-    parser.add_argument("--seconds", type=float, default=540.0)
+    parser.add_argument("--seconds", type=float, default=seconds)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -21,7 +21,7 @@ from lightformers.errors import UserError
 from lightformers.slim.progress import Progress
 from lightformers.steps import Recipe
 
-QUICK: dict[str, Any] = {"seconds": 0.3, "rounds": 3, "batch": 8, "examples": 40}
+QUICK: dict[str, Any] = {"seconds": 0.1, "rounds": 3, "batch": 8, "examples": 40}
 
 
 @pytest.fixture(autouse=True)
@@ -93,7 +93,7 @@ def test_finished_rows_are_kept_and_new_ones_added(
     old = {r["name"]: r for r in compared.report["rows"]}
     assert next(r for r in again.report["rows"] if r["name"] == "drop-blocks") == old["drop-blocks"]
     with pytest.raises(UserError, match="another request"):
-        compare(original, world.task(original), out=compared.folder, **{**QUICK, "seconds": 0.1})
+        compare(original, world.task(original), out=compared.folder, **{**QUICK, "seconds": 0.2})
 
 
 def test_a_method_that_breaks_is_a_row_and_the_others_go_on(
@@ -196,7 +196,7 @@ def test_a_dry_run_says_what_would_be_tried_and_writes_nothing(original: Bundle,
 @pytest.mark.slow
 def test_everything_on_a_tiny_classifier_with_openvino(original: Bundle, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    report = compare(original, world.task(original), out=tmp_path, **{**QUICK, "seconds": 1.0}).report
+    report = compare(original, world.task(original), out=tmp_path, **{**QUICK, "seconds": 0.3}).report
     state = {r["name"]: r["state"] for r in report["rows"]}
     assert not [n for n, s in state.items() if s == "failed"], report["rows"]
     assert sum(s == "done" for s in state.values()) >= 15

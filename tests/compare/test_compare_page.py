@@ -10,7 +10,7 @@ import compare_world as world
 import pytest
 from rich.console import Console
 
-from lightformers.compare import advice, page
+from lightformers.compare import advice, page, plot
 
 
 def report(*rows: dict[str, Any]) -> dict[str, Any]:
@@ -70,21 +70,25 @@ def test_the_table_says_everything_in_plain_text() -> None:
 
 def test_the_plot_holds_every_finished_row_once() -> None:
     made = report(GOOD, SMALL, QUICK, POOR, BROKEN)
-    figure = page.chart(made, "size")
+    figure = plot.chart(made, "size")
     assert figure is not None
     shown = [(name, x) for t in figure["data"] if t.get("customdata") for name, x in zip(t["text"], t["x"])]
     assert sorted(shown) == [("good", 4000), ("poor", 1000), ("quick", 5000), ("small", 2000)]
     low = figure["layout"]["yaxis"]["range"][0]
     heights = [y for t in figure["data"] for y in t["y"]]
-    assert min(heights) >= low and page.chart(made, "openvino") is None
+    assert min(heights) >= low and plot.chart(made, "openvino") is None
     symbols = {s for t in figure["data"] if t.get("customdata") for s in t["marker"]["symbol"]}
     assert symbols == {"circle", "triangle-down-open"}  # poor is drawn on the edge
 
 
 def test_labels_of_close_points_stand_apart() -> None:
     near = [(1.0, 0.99, "first"), (1.01, 0.99, "second"), (1.02, 0.99, "third")]
-    places = page._labels(near, (0.5, 2.0), (0.9, 1.0))
-    assert len(set(places)) == 3
+    placed = plot.labels(near, (-0.3, 0.3), (0.9, 1.0))
+    assert [p["text"] for p in placed] == ["first", "second", "third"]
+    boxes = [(800 * (p["x"] + 0.3) / 0.6 + p["ax"], p["ay"], 3.1 * len(p["text"])) for p in placed]
+    for i, (x, y, half) in enumerate(boxes):
+        for a, b, other in boxes[:i]:
+            assert abs(x - a) >= half + other or abs(y - b) >= 15
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_is_given() -> None:
@@ -94,6 +98,6 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_is_given() -> None:
     assert "<b>tiny</b>" not in body and "&lt;b&gt;tiny" in body and "it <broke>" not in body
     assert not re.search(r'(?:src|href)="(?!data:)', body) and "http" not in body.replace("http-equiv", "")
     assert body.count("<tr") == 4 and 'id="frontier"' in body  # head, original, two methods
-    for figure in (page.chart(report(GOOD, SMALL), view) for view in ("size", "torch")):
+    for figure in (plot.chart(report(GOOD, SMALL), view) for view in ("size", "torch")):
         plain = re.sub(r"@\w+", "#123456", __import__("json").dumps(figure))
         plotly.io.from_json(plain)

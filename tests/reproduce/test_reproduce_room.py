@@ -152,7 +152,9 @@ def test_experiments_have_a_claim_and_a_docstring() -> None:
         names = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         for node in tree.body:
             targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            names |= {n.id for target in targets if target for n in ast.walk(target) if isinstance(n, ast.Name)}
+            names |= {
+                n.id for target in targets if target for n in ast.walk(target) if isinstance(n, ast.Name)
+            }
         assert {"CLAIM", "run"} <= names, slug
         assert f"lightformers reproduce {slug}" in (ast.get_docstring(tree) or ""), slug
 

@@ -139,7 +139,8 @@ def _tried(session: Session, method: Method) -> Row:
         "state": "done",
         "asked": ratio if method.sized else None,
         "recipe": Recipe(steps).to_dict()["steps"],
-        "labels": settings.use_labels or method.needs_labels,
+        # a language model's text is its own label
+        "labels": settings.use_labels or (method.needs_labels and session.bundle.task not in LANGUAGE_MODELS),
         "apply_seconds": round(took, 1),
         "blocks": weights.block_bytes(made.model) / weights.block_bytes(session.bundle.model),
         # packed numbers are weights still: quantizing makes none fewer
