@@ -253,11 +253,9 @@ def _conclude(
         """Per seed, the mean over budgets; uniform learners are read off their curve at the cost that was measured."""
         made = []
         for b in at:
-            cells = values[f"{_LEARNED}, {b:g}"]
+            cells, other = values[f"{_LEARNED}, {b:g}"], values[f"{over}, {b:g}"]["accuracy"]
             if over == _UNIFORM:
                 other = [scores.curve(over, budgets, seed, macs) for seed, macs in enumerate(cells[_MACS])]
-            else:
-                other = values[f"{over}, {b:g}"]["accuracy"]
             made.append(common.gain(cells["accuracy"], other))
         return [sum(terms) / len(terms) for terms in zip(*made)]
 
