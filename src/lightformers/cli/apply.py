@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from lightformers.cli import options
+
 
 def apply(
     recipe: Annotated[Path, typer.Argument(help="recipe.yaml, as slim writes it.")],
@@ -14,16 +16,16 @@ def apply(
     out: Annotated[Path, typer.Option(help="Where the result goes.")],
     task: Annotated[str | None, typer.Option(help="Needed by steps that look at data or train.")] = None,
     data: Annotated[str | None, typer.Option(help="The data of that task.")] = None,
-    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    query: Annotated[str | None, typer.Option(help="Column of the query (embedding).")] = None,
-    document: Annotated[str | None, typer.Option(help="Column of the document (embedding).")] = None,
-    image: Annotated[str | None, typer.Option(help="Column of the image (image-classification).")] = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    query: options.Query = None,
+    document: options.Document = None,
+    image: options.Image = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let recovery learn from labels.")] = False,
-    allow_custom: Annotated[bool, typer.Option("--allow-custom", help="Allow results that need lightformers to load.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    allow_custom: options.Custom = False,
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print what each step did as JSON.")] = False,
 ) -> None:  # fmt: skip
     """Replay a recipe on a model and export the result."""

@@ -9,19 +9,21 @@ from typing import Annotated, Any
 
 import typer
 
+from lightformers.cli import options
+
 
 def compare(
     model: Annotated[str, typer.Argument(help="Model folder (Hugging Face or sentence-transformers) or hub name.")],
     task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm or image-classification.")],
     data: Annotated[str, typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub name.")],
-    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    query: Annotated[str | None, typer.Option(help="Column of the query (embedding).")] = None,
-    document: Annotated[str | None, typer.Option(help="Column of the document (embedding).")] = None,
-    image: Annotated[str | None, typer.Option(help="Column of the image (image-classification).")] = None,
-    group: Annotated[str | None, typer.Option(help="Column of what belongs together; never torn between splits.")] = None,
-    metric: Annotated[str | None, typer.Option(help="accuracy, macro-f1 or f1, where the task has a choice.")] = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    query: options.Query = None,
+    document: options.Document = None,
+    image: options.Image = None,
+    group: options.Group = None,
+    metric: options.Metric = None,
     ratio: Annotated[float, typer.Option(help="Share of the blocks' bytes that each method shall leave.")] = 0.5,
     latency: Annotated[str | None, typer.Option(help="Instead of --ratio: how many times as fast as the original, such as 2x.")] = None,
     seconds: Annotated[float, typer.Option(help="Training that each method gets; 0: none.")] = 20.0,
@@ -34,21 +36,20 @@ def compare(
     out: Annotated[Path, typer.Option(help="Where the table goes; the same folder goes on where it was stopped.")] = Path("compared"),
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier comparison in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be tried, and why not.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Which method should I use on my model? Every one that can be used, at one size, with equal training."""
     from lightformers.telemetry import silence
 
     silence()
-    from lightformers.cli.slim import _names
     from lightformers.compare.settings import Settings
     from lightformers.compress.methods import named
 
     settings: dict[str, Any] = {
         "ratio": ratio, "speedup": times(latency), "seconds": seconds, "examples": examples or None, "batch": batch,
-        "rounds": rounds, "use_labels": use_labels, "only": _names(steps), "exclude": _names(exclude), "seed": seed,
+        "rounds": rounds, "use_labels": use_labels, "only": options.names(steps), "exclude": options.names(exclude), "seed": seed,
     }  # fmt: skip
     Settings(**settings)  # a wrong option is said before anything is loaded
     named(settings["only"]), named(settings["exclude"])

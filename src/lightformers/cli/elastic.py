@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lightformers.cli import options
 from lightformers.compress.elastic import METHODS
 
 if TYPE_CHECKING:
@@ -14,17 +15,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="One model that holds many sizes.")
 
-_Text = Annotated[str | None, typer.Option(help="Column of the text.")]
-_Pair = Annotated[str | None, typer.Option(help="Column of the second text of a pair.")]
-_Label = Annotated[str | None, typer.Option(help="Column of the label.")]
-_Query = Annotated[str | None, typer.Option(help="Column of the query (embedding).")]
-_Document = Annotated[str | None, typer.Option(help="Column of the document (embedding).")]
-_Image = Annotated[str | None, typer.Option(help="Column of the image (image-classification).")]
-_Custom = Annotated[
-    bool, typer.Option("--allow-custom", help="Allow results that need lightformers to load.")
-]
-_Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")]
-_Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
@@ -38,17 +28,17 @@ def train(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the method, NAME=VALUE; can be given more than once.")
     ] = None,
-    text: _Text = None,
-    text_pair: _Pair = None,
-    label: _Label = None,
-    query: _Query = None,
-    document: _Document = None,
-    image: _Image = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    query: options.Query = None,
+    document: options.Document = None,
+    image: options.Image = None,
     budget: Annotated[str | None, typer.Option(help="Time for training: 90s, 30m, 2h.")] = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Learn from labels, not from the model itself.")] = False,
-    allow_custom: _Custom = False,
-    trust_remote_code: _Trust = False,
-    seed: _Seed = 0,
+    allow_custom: options.Custom = False,
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
     json_: _Json = False,
 ) -> None:  # fmt: skip
     """Train a model so that its first pieces are smaller models, and write it with its sizes."""
@@ -94,15 +84,15 @@ def extract(
     task: Annotated[str | None, typer.Option(help="To choose by quality, and for a latency.")] = None,
     data: Annotated[str | None, typer.Option(help="The data of that task.")] = None,
     number: Annotated[int, typer.Option(min=1, help="How many sizes to score.")] = 12,
-    text: _Text = None,
-    text_pair: _Pair = None,
-    label: _Label = None,
-    query: _Query = None,
-    document: _Document = None,
-    image: _Image = None,
-    allow_custom: _Custom = False,
-    trust_remote_code: _Trust = False,
-    seed: _Seed = 0,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    query: options.Query = None,
+    document: options.Document = None,
+    image: options.Image = None,
+    allow_custom: options.Custom = False,
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
     json_: _Json = False,
 ) -> None:
     """Take the best size within a budget out of an elastic model: a model like any other."""
@@ -160,14 +150,14 @@ def frontier(
     data: Annotated[str, typer.Option(help="The data of that task.")],
     out: Annotated[Path | None, typer.Option(help="Where the page goes (default: DIR).")] = None,
     number: Annotated[int, typer.Option(min=2, help="How many sizes to measure.")] = 12,
-    text: _Text = None,
-    text_pair: _Pair = None,
-    label: _Label = None,
-    query: _Query = None,
-    document: _Document = None,
-    image: _Image = None,
-    trust_remote_code: _Trust = False,
-    seed: _Seed = 0,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    query: options.Query = None,
+    document: options.Document = None,
+    image: options.Image = None,
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
     json_: _Json = False,
 ) -> None:
     """Measure sizes of an elastic model and write frontier.html: quality against weights and latency."""

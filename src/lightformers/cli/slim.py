@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lightformers.cli import options
+
 if TYPE_CHECKING:
     from lightformers.slim.run import Result
 
@@ -17,14 +19,14 @@ def slim(
     model: Annotated[str, typer.Argument(help="Model folder (Hugging Face or sentence-transformers) or hub name.")],
     task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm or image-classification.")],
     data: Annotated[str, typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub name.")],
-    text: Annotated[str | None, typer.Option(help="Column of the text.")] = None,
-    text_pair: Annotated[str | None, typer.Option(help="Column of the second text of a pair.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column of the label.")] = None,
-    query: Annotated[str | None, typer.Option(help="Column of the query (embedding).")] = None,
-    document: Annotated[str | None, typer.Option(help="Column of the document (embedding).")] = None,
-    image: Annotated[str | None, typer.Option(help="Column of the image (image-classification).")] = None,
-    group: Annotated[str | None, typer.Option(help="Column of what belongs together; never torn between splits.")] = None,
-    metric: Annotated[str | None, typer.Option(help="accuracy, macro-f1 or f1, where the task has a choice.")] = None,
+    text: options.Text = None,
+    text_pair: options.TextPair = None,
+    label: options.Label = None,
+    query: options.Query = None,
+    document: options.Document = None,
+    image: options.Image = None,
+    group: options.Group = None,
+    metric: options.Metric = None,
     pool: Annotated[int | None, typer.Option(help="Candidates that a query is ranked among (embedding); 1000 unless given.")] = None,
     floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.99,
     max_drop: Annotated[float | None, typer.Option(help="Instead of --floor: most the metric may drop, absolute.")] = None,
@@ -34,7 +36,7 @@ def slim(
     lengths: Annotated[str | None, typer.Option(help="Words an example of that load, LEAST:MOST.")] = None,
     budget: Annotated[str, typer.Option(help="Time for everything: 90s, 30m, 2h.")] = "1h",
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let recovery learn from labels.")] = False,
-    allow_custom: Annotated[bool, typer.Option("--allow-custom", help="Allow results that need lightformers to load.")] = False,
+    allow_custom: options.Custom = False,
     trim: Annotated[bool, typer.Option(help="Drop vocabulary rows that the data never uses.")] = True,
     steps: Annotated[str, typer.Option(help="Use only these steps, separated by commas.")] = "",
     exclude: Annotated[str, typer.Option(help="Leave out these steps, separated by commas.")] = "",
@@ -42,8 +44,8 @@ def slim(
     out: Annotated[Path, typer.Option(help="Where the result goes; the same folder resumes.")] = Path("slim-model"),
     restart: Annotated[bool, typer.Option("--restart", help="Throw away an earlier run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Stop after pre-flight.")] = False,
-    trust_remote_code: Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")] = False,
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
+    trust_remote_code: options.Trust = False,
+    seed: options.Seed = 0,
     json_: Annotated[bool, typer.Option("--json", help="Print the report as JSON on stdout.")] = False,
 ) -> None:  # fmt: skip
     """Give back a smaller, faster model, proven as good as asked, measured on this machine."""
@@ -52,8 +54,8 @@ def slim(
     silence()
     settings = {
         "max_drop": max_drop, "confidence": confidence, "batch": batch, "lengths": span(lengths), "budget": seconds(budget),
-        "use_labels": use_labels, "allow_custom": allow_custom, "trim": trim, "only": _names(steps),
-        "exclude": _names(exclude), "onnx": onnx, "seed": seed,
+        "use_labels": use_labels, "allow_custom": allow_custom, "trim": trim, "only": options.names(steps),
+        "exclude": options.names(exclude), "onnx": onnx, "seed": seed,
     }  # fmt: skip
     from lightformers.slim.settings import Settings
 
@@ -61,7 +63,7 @@ def slim(
     from lightformers.bundle import load
     from lightformers.tasks import from_data
 
-    options = {
+    columns = {
         "text": text,
         "text_pair": text_pair,
         "label": label,
@@ -73,11 +75,11 @@ def slim(
         "pool": pool,
     }
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    asked = from_data(task, data, bundle=bundle, seed=seed, **options)
+    asked = from_data(task, data, bundle=bundle, seed=seed, **columns)
     run(bundle, asked, json_, floor=floor, goal=goal, out=out, restart=restart, dry_run=dry_run, **settings)
 
 
-def run(bundle: Any, task: Any, json_: bool, *, dry_run: bool = False, **options: Any) -> Result:
+def run(bundle: Any, task: Any, json_: bool, *, dry_run: bool = False, **settings: Any) -> Result:
     """Slim with a live display; print the result; leave with its exit status."""
     from lightformers.cli.console import out, show_json
     from lightformers.slim.progress import Progress
@@ -85,7 +87,7 @@ def run(bundle: Any, task: Any, json_: bool, *, dry_run: bool = False, **options
     from lightformers.slim.run import PHASES
     from lightformers.slim.run import slim as work
 
-    result = work(bundle, task, progress=Progress(budget_seconds=options["budget"], phases=PHASES, quiet=json_), command=shlex.join(["lightformers", *sys.argv[1:]]), dry_run=dry_run, **options)  # fmt: skip
+    result = work(bundle, task, progress=Progress(budget_seconds=settings["budget"], phases=PHASES, quiet=json_), command=shlex.join(["lightformers", *sys.argv[1:]]), dry_run=dry_run, **settings)  # fmt: skip
     if json_:
         show_json(result.report)
     elif dry_run:
@@ -120,7 +122,3 @@ def span(text: str | None) -> tuple[int, int] | None:
         return int(low), int(high or low)
     except ValueError as error:
         raise UserError(f"--lengths is LEAST:MOST words, such as 5:60; got {text!r}") from error
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(n.strip() for n in text.split(",") if n.strip())
