@@ -23,7 +23,7 @@ def _template() -> Any:
     from jinja2 import Environment, FileSystemLoader
 
     made = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        loader=FileSystemLoader([Path(__file__).parent / "templates", page.TEMPLATES]),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -67,7 +67,10 @@ def render(facts: Mapping[str, Any]) -> str:
     from jinja2 import Environment, FileSystemLoader
 
     made = Environment(
-        loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader([_TEMPLATES, page.TEMPLATES]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     for name in ("milliseconds", "count", "quality", "interval"):
         made.filters[name] = getattr(n, name)

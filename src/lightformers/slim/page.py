@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-#: report.css and report.js serve any page with a chart in the element "frontier" (see report.html).
+#: head.html, report.css and report.js serve any page with a chart in the element "frontier" (see report.html).
 TEMPLATES = Path(__file__).parent / "templates"
 
 
