@@ -1,0 +1,1 @@
+"""Feed-forward layers: `forward(x)`, (..., width) -> (..., width), each position for itself."""
