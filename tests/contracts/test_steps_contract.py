@@ -64,10 +64,10 @@ BLIND = (
     "EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8", "BlockwiseQuantize", "DenseSparse once",
     "Greenformers", "ToRMSNorm", "ToRMSNorm crms",
 )  # fmt: skip
-#: Steps that train, or ask for a loss; their own tests hold them.
+#: Steps that train, ask for a loss, or make another architecture; their own tests hold them.
 TRAINED = {
-    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "MiniLM", "MinitronRetrain", "Pela", "Recover",
-    "SparsePretraining", "TeacherIntervention", "VTrans", "ZeroShotTokenizer",
+    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "LocalToGlobal", "MiniLM", "MinitronRetrain", "Pela", "Recover",
+    "SparsePretraining", "TeacherIntervention", "ToLong", "VTrans", "ZeroShotTokenizer",
 }  # fmt: skip
 QUIET = Run(dtype="fp32")
 

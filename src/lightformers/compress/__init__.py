@@ -34,6 +34,8 @@ _STEPS = {
     "FloatQuantize": "lightformers.compress.quantize.llm_fp4",
     "BlockwiseQuantize": "lightformers.compress.quantize.bct",
     "TeacherIntervention": "lightformers.compress.quantize.teacher_intervention",
+    "ToLong": "lightformers.compress.long",
+    "LocalToGlobal": "lightformers.compress.long",
     "TrimVocabulary": "lightformers.compress.vocabulary",
     "ZeroShotTokenizer": "lightformers.compress.zett",
     "MiniLM": "lightformers.compress.distill",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from lightformers.compress.factorize.pela import Pela
     from lightformers.compress.fold.fusegpt import FuseBlocks
     from lightformers.compress.fold.pre_crmsnorm import ToRMSNorm
+    from lightformers.compress.long import LocalToGlobal, ToLong
     from lightformers.compress.prune.axformer import AxFormer
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
