@@ -66,7 +66,7 @@ BLIND = (
 )  # fmt: skip
 #: Steps that train, ask for a loss, or make another architecture; their own tests hold them.
 TRAINED = {
-    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "LocalToGlobal", "MiniLM", "MinitronRetrain", "Pela", "Recover",
+    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "LocalToGlobal", "MiniLM", "MinitronRetrain", "MixedSpans", "Pela", "Recover",
     "SparsePretraining", "TeacherIntervention", "ToLong", "VTrans", "ZeroShotTokenizer",
 }  # fmt: skip
 QUIET = Run(dtype="fp32")

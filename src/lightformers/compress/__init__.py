@@ -36,6 +36,7 @@ _STEPS = {
     "TeacherIntervention": "lightformers.compress.quantize.teacher_intervention",
     "ToLong": "lightformers.compress.long",
     "LocalToGlobal": "lightformers.compress.long",
+    "MixedSpans": "lightformers.compress.spans",
     "TrimVocabulary": "lightformers.compress.vocabulary",
     "ZeroShotTokenizer": "lightformers.compress.zett",
     "MiniLM": "lightformers.compress.distill",
@@ -71,6 +72,7 @@ if TYPE_CHECKING:
     from lightformers.compress.quantize.llm_fp4 import FloatQuantize
     from lightformers.compress.quantize.llm_int8 import LLMInt8
     from lightformers.compress.quantize.teacher_intervention import TeacherIntervention
+    from lightformers.compress.spans import MixedSpans
     from lightformers.compress.vocabulary import TrimVocabulary
     from lightformers.compress.zett import ZeroShotTokenizer
 

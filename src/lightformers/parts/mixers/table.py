@@ -11,6 +11,10 @@ from torch import nn
 from lightformers.errors import UserError
 
 MIXERS: dict[str, str] = {
+    "combiner": "lightformers.parts.mixers.combiner:Combiner",
+    "combiner-axial": "lightformers.parts.mixers.combiner:CombinerAxial",
+    "combiner-logsparse": "lightformers.parts.mixers.combiner:CombinerLogsparse",
+    "ecoformer": "lightformers.parts.mixers.ecoformer:EcoFormer",
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
