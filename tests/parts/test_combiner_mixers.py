@@ -78,10 +78,8 @@ def test_fixed_by_the_letter(n: int) -> None:
         q, k, v, lambda i: [j for j in range(n) if j // 4 == i // 4], lambda i: [s for s in pieces(n, 4) if s[0] // 4 != i // 4]
     )  # fmt: skip
     same(combiner.fixed(q, k, v, 4, causal=False), both)
-    same(
-        combiner.segments(q, k, v, 4),
-        literal(q, k, v, lambda i: list(range(i // 4 * 4, i + 1)), lambda i: []),
-    )
+    ends = literal(q, k, v, lambda i: [*range(3, i // 4 * 4, 4), *range(i // 4 * 4, i + 1)], lambda i: [])
+    same(combiner.fixed(q, k, v, 4, pool="last"), ends)
 
 
 @pytest.mark.parametrize("n", LENGTHS[:5])

@@ -107,7 +107,7 @@ PAPERS = (
             "Maps shared queries and keys to short binary codes by learned kernel hashing, so that linear "
             "attention mostly adds."
         ),
-        part="lightformers.parts.attention.ecoformer:EcoFormerAttention",
+        part="lightformers.compress.ecoformer:EcoFormer",
     ),
     Paper(
         slug="structured-ffn",
