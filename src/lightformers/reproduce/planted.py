@@ -49,7 +49,9 @@ class Planted:
 
     def _batches(self, ids: Tensor, count: int, generator: torch.Generator) -> Iterator[Batch]:
         def draw(low: Tensor | int, high: Tensor | int) -> Tensor:
-            return (low + torch.rand(self.rows, 1, generator=generator) * (torch.as_tensor(high) - low)).long()
+            return (
+                low + torch.rand(self.rows, 1, generator=generator) * (torch.as_tensor(high) - low)
+            ).long()
 
         for _ in range(count):
             words = ids[draw(0, len(ids) - self.length) + torch.arange(self.length)]
@@ -76,7 +78,12 @@ def _nats(module: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def train(model: nn.Module, batches: Sequence[Batch], steps: int, seed: int, lr: float) -> None:
     """On the batches, in place."""
-    fit(model, batches, objective, Settings(steps=steps, lr=lr, warmup=0.1, precision=common.precision(), seed=seed))
+    fit(
+        model,
+        batches,
+        objective,
+        Settings(steps=steps, lr=lr, warmup=0.1, precision=common.precision(), seed=seed),
+    )
 
 
 @torch.no_grad()
@@ -86,7 +93,9 @@ def measure(model: nn.Module, batches: Sequence[Batch], far: int) -> dict[str, f
     for batch in batches:
         words, asked = batch.inputs["input_ids"], batch.targets["asked"]
         logits: Any = model(input_ids=words).logits
-        nats = nn.functional.cross_entropy(logits[:, :-1].float().transpose(1, 2), words[:, 1:], reduction="none")
+        nats = nn.functional.cross_entropy(
+            logits[:, :-1].float().transpose(1, 2), words[:, 1:], reduction="none"
+        )
         total += float(nats.sum() - nats.gather(1, asked).sum())
         count += nats.numel() - len(nats)
         guess = logits.argmax(-1).gather(1, asked)
