@@ -82,20 +82,55 @@ def test_kernel_and_signs_by_the_letter() -> None:
     assert y.tolist() == [-1, -1, 1, 1, 1] and x.grad is not None and x.grad.tolist() == [0, 1, 1, 1, 0]
 
 
-def test_objective_equals_the_written_out_matrix() -> None:
-    u, near, bits = clustered(n=24), 5, 6
-    index = hashing.neighbours(u, near)
-    alike = u @ u.transpose(-1, -2)
-    labels = torch.zeros_like(alike)
-    labels.scatter_(-1, alike.topk(near).indices, 1.0)
-    labels.scatter_(-1, alike.topk(near, largest=False).indices, -1.0)
-    generator = torch.Generator().manual_seed(0)
-    before = hashing.hard(torch.randn(2, 2, 24, 3, generator=generator, dtype=torch.float64))
-    y = torch.randn(2, 2, 24, generator=generator, dtype=torch.float64)
-    matrix = bits * labels - before @ before.transpose(-1, -2)
-    wanted = torch.einsum("bhi,bhij,bhj->bh", y, matrix, y).mean(0) / (24 * bits)
-    found = hashing.agreement(y, before, index, bits, torch.full((2,), 24.0, dtype=torch.float64))
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+def test_learning_by_the_letter() -> None:
+    """Bit after bit by autograd, and the matrix of labels written out; the second sample ends in padding."""
+    u, near, bits, lr = clustered(n=24), 5, 4, 0.3
+    there = torch.ones(2, 24, dtype=torch.bool)
+    there[1, 20:] = False
+    made = hashing.fit(u, there, bits=bits, anchors=7, near=near, steps=5, lr=lr, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    assert torch.equal(made.anchors, u[0, :, torch.randperm(24, generator=generator)[:7]])
+    reach = hashing.kernel(u, made.anchors, there)
+    mean = torch.cat([reach[0], reach[1, :, :20]], 1).mean(1)
+    torch.testing.assert_close(made.mean, mean, rtol=0, atol=1e-9)
+    tokens = (24, 20)
+    matrices = []
+    for b, n in enumerate(tokens):
+        alike = u[b, :, :n] @ u[b, :, :n].transpose(-1, -2)
+        one = torch.zeros_like(alike)
+        one.scatter_(-1, alike.topk(near).indices, 1.0)
+        one.scatter_(-1, alike.topk(near, largest=False).indices, -1.0)
+        matrices.append(bits * one)
+
+    def loss(planes: Tensor, bit: Callable[[Tensor], Tensor]) -> Tensor:
+        """Per head, mean over samples."""
+        parts = []
+        for b, n in enumerate(tokens):
+            y = bit((reach - mean[:, None])[b, :, :n] @ planes[..., None])
+            parts.append(-(y.transpose(-1, -2) @ matrices[b] @ y)[:, 0, 0] / (n * bits))
+        return torch.stack(parts).mean(0)
+
+    for r in range(bits):
+        start = torch.randn(2, 7, generator=generator, dtype=torch.float64)
+        plane = nn.Parameter(start.clone())
+        optimizer = torch.optim.SGD([plane], lr=lr, momentum=0.9, nesterov=True)
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss(plane, lambda x: 2 * x.sigmoid() - 1).mean().backward()
+            optimizer.step()
+        with torch.no_grad():
+            better = loss(plane, hashing.hard) < loss(start, hashing.hard)
+            kept = torch.where(better[:, None], plane, start)
+            torch.testing.assert_close(made.planes[:, r], kept, rtol=0, atol=1e-9)
+            for b, n in enumerate(tokens):
+                y = hashing.hard((reach - mean[:, None])[b, :, :n] @ kept[..., None])
+                matrices[b] = matrices[b] - y @ y.transpose(-1, -2)
+
+
+def test_long_samples_teach_by_some_of_their_tokens() -> None:
+    u = clustered(1, n=700)
+    made = hashing.fit(u, bits=2, anchors=5, near=4, steps=1)
+    assert made.planes.shape == (2, 2, 5) and torch.isfinite(made.planes).all()
 
 
 def correlation(u: Tensor, made: hashing.Hash) -> float:

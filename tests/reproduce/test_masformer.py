@@ -25,6 +25,11 @@ def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
         assert all(len(cell["values"]) == 2 for cell in row.values() if isinstance(cell, dict))
         assert 0 <= row["recall"]["mean"] <= 1
     assert {"full", "local", "2 full, bottom"} <= rows.keys()
-    assert rows["full"]["scores_computed"] == 1 > rows["2 full, bottom"]["scores_computed"] > rows["local"]["scores_computed"]
+    assert (
+        rows["full"]["scores_computed"]
+        == 1
+        > rows["2 full, bottom"]["scores_computed"]
+        > rows["local"]["scores_computed"]
+    )
     # its weights are those of the full one, so at once nothing but what is out of sight is lost
     assert rows["full"]["loss at once"]["values"] != rows["local"]["loss at once"]["values"]

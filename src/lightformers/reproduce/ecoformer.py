@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -84,7 +84,7 @@ def run(budget: float = common.FULL) -> Finding:
         whole = _vit(task, seed)
         common.fine_tune(whole, task, _BEFORE * count, seed, _LR)
         for arm in arms:
-            made = _swapped(whole, arm, task, seed)
+            made = _swapped(whole, arm, task, seed, clock.short)
             found = (
                 {} if arm not in (_LEARNED, _RANDOM) else {"follows attention": _follows(whole, made, task)}
             )
@@ -121,9 +121,11 @@ def _vit(task: ImageClassification, seed: int) -> Bundle:
         return Bundle(ViTForImageClassification(config).eval(), Pixels(), "image-classification")
 
 
-def _swapped(whole: Bundle, arm: str, task: ImageClassification, seed: int) -> Bundle:
+def _swapped(whole: Bundle, arm: str, task: ImageClassification, seed: int, short: bool) -> Bundle:
     """A copy with the arm's attention."""
     step = _STEPS[arm]
+    if short and isinstance(step, EcoFormer):
+        step = replace(step, bits=4, steps=min(step.steps, 2))
     return Recipe([step] if step else []).apply(whole, task, Run(seed=seed, dtype="fp32"))
 
 
@@ -174,7 +176,7 @@ def _plan(clock: common.Clock, task: ImageClassification, arms: tuple[str, ...],
     each = fixed = 0.0
     for arm in arms:
         begun = time.monotonic()
-        made = _swapped(whole, arm, task, 0)
+        made = _swapped(whole, arm, task, 0, clock.short)
         common.accuracy(made, task)
         fixed += time.monotonic() - begun
         common.fine_tune(made, task, 32, 0, _LR)  # first calls are slow

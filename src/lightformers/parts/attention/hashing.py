@@ -13,8 +13,8 @@ from lightformers.parts.blocks import straight_through
 
 ValueBias = Literal["all", "self"]
 _MOMENTUM = 0.9
-#: Queries whose neighbours are looked for at a time.
-_ROWS = 1024
+#: Tokens of a sample that teach a hash, and numbers that the matrix of their labels may have.
+_TOKENS, _ROOM = 512, 1 << 22
 
 
 class Hash(NamedTuple):
@@ -78,30 +78,20 @@ def code_attention(
         return (above / below.clamp(min=1e-6)).to(kind)
 
 
-def neighbours(u: Tensor, near: int, there: Tensor | None = None) -> Tensor:
-    """For every token the `near` most alike and then the `near` least alike by cosine: (batch, heads, n, 2 near)."""
-    found = []
-    for rows in u.split(_ROWS, 2):
-        alike = rows @ u.transpose(-1, -2)
-        least = alike if there is None else alike.masked_fill(~there[:, None, None], torch.inf)
-        most = alike if there is None else alike.masked_fill(~there[:, None, None], -torch.inf)
-        found.append(
-            torch.cat([most.topk(near, -1).indices, least.topk(near, -1, largest=False).indices], -1)
-        )
-    return torch.cat(found, 2)
-
-
-def agreement(y: Tensor, before: Tensor, index: Tensor, bits: int, real: Tensor) -> Tensor:
-    """y' S y / (n bits) of one more bit, per head, mean over the batch. y (batch, heads, n), zero at padding.
-
-    S is `bits` times (1 for the most, -1 for the least alike), less the products of the bits `before` (batch, heads, n,
-    r). It is never written out: index is that of `neighbours`. real: (batch,) tokens.
-    """
-    near = index.shape[-1] // 2
-    theirs = y.gather(2, index.flatten(2)).view_as(index)
-    labels = theirs[..., :near].sum(-1) - theirs[..., near:].sum(-1)
-    have = (y[..., None] * before).sum(2).square().sum(-1)
-    return ((bits * (y * labels).sum(-1) - have) / (real[:, None] * bits)).mean(0)
+def labels(u: Tensor, near: int, there: Tensor | None = None) -> Tensor:
+    """Which tokens are to get like codes: 1 for the `near` most alike by cosine (oneself among them), -1 for the `near`
+    least alike, else 0; made symmetric, which leaves y' S y as it is. (batch, heads, n, n)."""
+    alike = u @ u.transpose(-1, -2)
+    hidden = None if there is None else ~there[:, None, None]
+    most, least = (
+        (alike if hidden is None else alike.masked_fill(hidden, x)) for x in (-torch.inf, torch.inf)
+    )
+    out = torch.zeros_like(alike)
+    out.scatter_(-1, most.topk(near, -1).indices, 1.0)
+    out.scatter_(-1, least.topk(near, -1, largest=False).indices, -1.0)
+    if there is not None:
+        out = out * there[:, None, :, None]
+    return (out + out.transpose(-1, -2)) / 2
 
 
 @torch.no_grad()
@@ -111,10 +101,11 @@ def fit(
 ) -> Hash:  # fmt: skip
     """Learn a hash from unit vectors u (batch, heads, n, size), outside of any graph.
 
-    Anchors are tokens of the first sample, drawn by `seed`. Bit after bit, a plane from N(0, 1) is moved by `steps` steps
-    of SGD (Nesterov) so that tokens agree with the `near` most alike and differ from the `near` least alike, as far as
-    earlier bits have not brought it about; a head keeps the move if it pays with hard signs. steps 0: random planes.
-    Samples with fewer than 2 `near` tokens teach nothing. Raises UserError where there are too few tokens.
+    Anchors are tokens of the first sample, drawn by `seed`. With S = bits * `labels`, bit after bit, a plane from N(0, 1)
+    is moved by `steps` steps of SGD (Nesterov) up y' S y / (n bits), mean over samples and heads, y = 2 sigmoid - 1 of the
+    projected kernel; a head keeps the move if it pays with hard signs, and y y' is taken off S. steps 0: random planes.
+    Samples with fewer than 2 `near` tokens teach nothing; of longer ones 512 tokens do, and only so many samples as S has
+    room for. Raises UserError where there are too few tokens.
     """
     there = torch.ones(u.shape[0], u.shape[2], dtype=torch.bool, device=u.device) if there is None else there
     u = u.detach() if u.dtype == torch.float64 else u.detach().float()
@@ -131,25 +122,39 @@ def fit(
     reach = kernel(u, held, there)
     real = there[:, None, :, None].to(u.dtype)
     mean = (reach * real).sum((0, 2)) / real.sum()
-    u, there = u[enough], there[enough]
-    centred = (reach[enough] - mean[:, None]) * real[enough]
-    index, tokens = neighbours(u, near, there), there.sum(1).to(u.dtype)
-    mask = there[:, None].to(u.dtype)
-    before = u.new_zeros(*u.shape[:3], 0)
+    u, there, centred = _few(u, there, (reach - mean[:, None]) * real, enough, generator)
+    room = bits * labels(u, near, there)
+    share = 1 / (there.sum(1).to(u.dtype) * bits * len(u))
     planes = []
     for _ in range(bits):
         start = torch.randn(u.shape[1], anchors, generator=generator, dtype=u.dtype).to(u.device)
         plane = nn.Parameter(start.clone())
         optimizer = torch.optim.SGD([plane], lr=lr, momentum=_MOMENTUM, nesterov=True)
         for _ in range(steps):
-            with torch.enable_grad():
-                soft = (2 * (centred @ plane[..., None])[..., 0].sigmoid() - 1) * mask
-                loss = -agreement(soft, before, index, bits, tokens).mean()
-            plane.grad = torch.autograd.grad(loss, plane)[0]
+            # the gradient by hand: hundreds of graphs would cost more than what is in them
+            soft = (centred @ plane[..., None]).sigmoid()
+            slope = 2 * soft * (1 - soft) * (room @ (2 * soft - 1)) * share[:, None, None, None]
+            plane.grad = -2 * (slope * centred).sum((0, 2)) / len(plane)
             optimizer.step()
-        bit = [hard((centred @ p[..., None])[..., 0]) * mask for p in (start, plane.detach())]
-        pays = [agreement(y, before, index, bits, tokens) for y in bit]
-        better = pays[1] > pays[0]
+        y = hard(centred @ torch.stack([start, plane.detach()], -1))  # (batch, heads, n, 2)
+        old, new = (y * (room @ y) * share[:, None, None, None]).sum((0, 2)).unbind(-1)
+        better = new > old
         planes.append(torch.where(better[:, None], plane.detach(), start))
-        before = torch.cat([before, torch.where(better[:, None], bit[1], bit[0])[..., None]], -1)
+        bit = torch.where(better[:, None], y[..., 1], y[..., 0]) * there[:, None]
+        room -= bit[..., None] * bit[..., None, :]
     return Hash(held, mean, torch.stack(planes, 1))
+
+
+def _few(
+    u: Tensor, there: Tensor, centred: Tensor, enough: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples with enough tokens, as many as there is room for, and at most _TOKENS real tokens of each."""
+    kept = min(u.shape[2], _TOKENS)
+    few = enough.nonzero()[:, 0][: max(_ROOM // (u.shape[1] * kept**2), 1)]
+    u, there, centred = u[few], there[few], centred[few]
+    if u.shape[2] > kept:
+        drawn = torch.rand(there.shape, generator=generator).to(u.device).masked_fill(~there, -1)
+        index = drawn.topk(kept, 1).indices
+        there = there.gather(1, index)
+        u, centred = (x.take_along_dim(index[:, None, :, None], 2) for x in (u, centred))
+    return u, there, centred

@@ -110,15 +110,18 @@ def block_causal(q: Tensor, k: Tensor, v: Tensor, block: int, dropout: float = 0
     count = -(-n // block)
     short = count * block - n
 
-    def rows(x: Tensor) -> Tensor:  # (batch, heads, n, size) -> (batch * blocks, heads, block, size)
-        return pad(x, (0, 0, 0, short)).unflatten(2, (count, block)).transpose(1, 2).flatten(0, 1)
+    def rows(
+        x: Tensor,
+    ) -> Tensor:  # (batch, heads, blocks * block, size) -> (batch * blocks, heads, block, size)
+        return x.unflatten(2, (count, block)).transpose(1, 2).flatten(0, 1)
 
     def both(x: Tensor) -> Tensor:
-        return torch.cat([rows(pad(x, (0, 0, block, 0))[:, :, :n]), rows(x)], 2)
+        wide = pad(x, (0, 0, block, short))
+        return torch.cat([rows(wide[:, :, : count * block]), rows(wide[:, :, block:])], 2)
 
     near = torch.ones(block, block, dtype=torch.bool, device=q.device)
     seen = torch.cat([near, near.tril()], 1).expand(count, -1, -1).clone()
     seen[0, :, :block] = False
     seen = seen.expand(batch, -1, -1, -1).flatten(0, 1)[:, None]
-    out = scaled_dot_product_attention(rows(q), both(k), both(v), seen, dropout)
+    out = scaled_dot_product_attention(rows(pad(q, (0, 0, 0, short))), both(k), both(v), seen, dropout)
     return out.unflatten(0, (batch, count)).transpose(1, 2).flatten(2, 3)[:, :, :n]
