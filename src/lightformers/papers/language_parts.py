@@ -107,7 +107,7 @@ PAPERS = (
             "Maps shared queries and keys to short binary codes by learned kernel hashing, so that linear "
             "attention mostly adds."
         ),
-        part="lightformers.compress.ecoformer:EcoFormer",
+        part="lightformers.parts.attention.ecoformer:EcoFormerAttention",
     ),
     Paper(
         slug="structured-ffn",
@@ -176,7 +176,7 @@ PAPERS = (
             "Factorises full attention: near tokens directly, the others through summaries of spans, so that "
             "every position keeps weight at sub-quadratic cost."
         ),
-        part="lightformers.parts.mixers.combiner:Combiner",
+        part="lightformers.parts.attention.combiner:fixed",
     ),
     Paper(
         slug="polycom",

@@ -128,8 +128,9 @@ def _encoder(head: str, symbols: int, seed: int) -> Any:
 
     config = transformers.BertConfig(
         vocab_size=_LETTERS + symbols, hidden_size=_WIDTH, num_hidden_layers=_BLOCKS, num_attention_heads=_HEADS,
-        intermediate_size=4 * _WIDTH, max_position_embeddings=SHORT, pad_token_id=_PAD, num_labels=_CLASSES,
+        intermediate_size=4 * _WIDTH, max_position_embeddings=SHORT, pad_token_id=_PAD,
     )  # fmt: skip
+    config.num_labels = _CLASSES
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return getattr(transformers, f"Bert{head}")(config).eval()
@@ -199,6 +200,8 @@ def _accuracy(model: nn.Module, batches: Sequence[Batch]) -> dict[str, float]:
 
 def _plan(clock: common.Clock, work: _Work, seeds: int) -> int:
     """Steps of going on that fit: steps of both kinds and evaluations are timed."""
+    if clock.budget < common.TINY:
+        return 1
     short = _encoder("ForMaskedLM", work.symbols, 0)
     timed = {}
     for length, model in ((SHORT, short), (LONG, _longer(short))):

@@ -96,15 +96,12 @@ def run(budget: float = common.FULL) -> Finding:
 
 def _task(train: int, held_out: int) -> ImageClassification:
     with np.load(reproduce.data("cifar10") / "cifar10.npz") as found:
-        parts = {
-            "train": (found["x_train"], found["y_train"], train),
-            "valid": (found["x_train"][::-1], found["y_train"][::-1], 50),
-            "test": (found["x_test"], found["y_test"], held_out),
-        }
-        rows = {
-            name: [{"image": image, "label": int(label)} for image, label in zip(x[:n], y[:n])]
-            for name, (x, y, n) in parts.items()
-        }
+        x, y, x_test, y_test = (found[name] for name in ("x_train", "y_train", "x_test", "y_test"))
+    parts = {"train": (x, y, train), "valid": (x[::-1], y[::-1], 50), "test": (x_test, y_test, held_out)}
+    rows = {
+        name: [{"image": image, "label": int(label)} for image, label in zip(x[:n], y[:n])]
+        for name, (x, y, n) in parts.items()
+    }
     return ImageClassification.from_examples(rows)
 
 
@@ -172,6 +169,8 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
 
 def _plan(clock: common.Clock, task: ImageClassification, arms: tuple[str, ...], seeds: int) -> int:
     """Images of fine-tuning that fit."""
+    if clock.budget < common.TINY:
+        return 32
     whole = _vit(task, 0)
     each = fixed = 0.0
     for arm in arms:

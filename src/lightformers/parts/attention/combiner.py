@@ -134,11 +134,10 @@ def logsparse(q: Tensor, k: Tensor, v: Tensor, pool: Pool = "max") -> Tensor:
     logits = [(q * k).sum(-1)]
     values = []
     for level in range(levels):
-        pairs = [
-            x.unflatten(2, (-1, 2, 1 << level)) for x in (q, k, v)
-        ]  # (batch, heads, pairs, 2, 2^l, size)
-        key, value = summaries(*(x[:, :, :, 0] for x in pairs), pool=pool)
-        met = torch.einsum("bhptd,bhpd->bhpt", pairs[0][:, :, :, 1], key)
+        # (batch, heads, pairs, 2, 2^l, size)
+        queries, keys, own = (x.unflatten(2, (-1, 2, 1 << level)) for x in (q, k, v))
+        key, value = summaries(queries[:, :, :, 0], keys[:, :, :, 0], own[:, :, :, 0], pool=pool)
+        met = torch.einsum("bhptd,bhpd->bhpt", queries[:, :, :, 1], key)
         logits.append(torch.stack([torch.full_like(met, least), met], 3).flatten(2))
         values.append(value)
     weights = torch.stack(logits, -1).softmax(-1)

@@ -82,7 +82,7 @@ class BlockAttention(nn.Module):
         seen &= at[:, None] >= ((place // self.block - 1) * self.block)[..., None]
         # what stands at padding sees itself: a row that sees nothing would be NaN
         seen[:, :, room:].diagonal(dim1=1, dim2=2).logical_or_(~real)
-        y = self._attend(q, *held, seen[:, None])
+        y = self._attend(q, held[0], held[1], seen[:, None])
         total = count + real.sum(1)
         rows, index = ((at >= 0) & (at >= (total - room)[:, None])).nonzero(as_tuple=True)
         slot = at[rows, index] % room

@@ -185,7 +185,7 @@ class CombinerLogsparse(nn.Module):
             gathered(torch.cat([state[name].to(t.dtype), t], 2), line)
             for name, t in zip(names, self.projections.split(x))
         ]
-        y = combiner.logsparse(*held, pool=self.pool)
+        y = combiner.logsparse(held[0], held[1], held[2], self.pool)
         at = order.argsort(1)[:, room : room + n].clamp(max=line.shape[1] - 1)
         new = dict(zip(names, held)) | {
             name: state[name].to(x.dtype).clone() for name in ("span_keys", "span_values")
@@ -217,7 +217,8 @@ class CombinerLogsparse(nn.Module):
         return self.projections.join(y)[:, 0], new | {"count": total}
 
     def _mixed(self, x: Tensor) -> Tensor:
-        return self.projections.join(combiner.logsparse(*self.projections.split(x), pool=self.pool))
+        q, k, v = self.projections.split(x)
+        return self.projections.join(combiner.logsparse(q, k, v, self.pool))
 
     def _close(self, state: State, total: Tensor, level: int, rows: Tensor) -> None:
         """Sum up the last whole span of 2^level tokens in these rows, in place."""
@@ -225,9 +226,10 @@ class CombinerLogsparse(nn.Module):
             return
         first = ((total[rows] >> level) - 1) << level
         index = first[:, None] + torch.arange(1 << level, device=rows.device)
-        found = combiner.summaries(*(gathered(state[n][rows], index) for n in ("queries", "keys", "values")), pool=self.pool)  # fmt: skip
+        q, k, v = (gathered(state[name][rows], index) for name in ("queries", "keys", "values"))
+        found = combiner.summaries(q, k, v, pool=self.pool)
         for name, t in zip(("span_keys", "span_values"), found):
-            state[name][rows, :, level] = t
+            state[name][rows, :, level] = t.to(state[name].dtype)
 
 
 def _check(span: int, pool: str) -> None:
