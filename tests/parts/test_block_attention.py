@@ -116,6 +116,19 @@ def test_a_trained_decoder_is_converted_by_its_weights() -> None:
 
 
 @torch.no_grad()
+def test_windows_instead_of_blocks_take_the_same_weights() -> None:
+    window = {"kind": "attention", "heads": 2, "window": 6}
+    layers = masformer.mixed_spans(4, [1], window, FFN, {"kind": "attention", "heads": 2})
+    assert [row["mixer"].get("window") for row in layers] == [6, None, 6, 6]
+    mixed = Decoder(DecoderConfig(vocab_size=20, hidden_size=16, layers=layers)).double().eval()
+    whole = decoder(4)
+    mixed.load_state_dict(whole.state_dict())
+    ids = torch.randint(20, (2, 30), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(mixed(ids[:, :6]).logits, whole(ids[:, :6]).logits, rtol=0, atol=1e-9)
+    assert not torch.allclose(mixed(ids).logits[:, -1], whole(ids).logits[:, -1])
+
+
+@torch.no_grad()
 def test_generation_with_mixed_caches_equals_the_whole() -> None:
     model = decoder(2, place="spread")
     prompt = torch.randint(20, (2, 13), generator=torch.Generator().manual_seed(1))
