@@ -4,8 +4,9 @@ et al., 2021, arXiv 2107.05768).
 The probability of token j is that of its span times that within the span. A span r has query Q_r and key K_r, the largest
 (or mean) of its tokens' entry by entry, and value V_r = sum_j softmax_j(Q_r . k_j) v_j; a query meets the tokens near it
 and the K_r in ONE softmax. With pool "last" a span is just its last token: that is the sparse pattern which each form is
-built from (fixed: Sparse Transformer, arXiv 1904.10509; logsparse: arXiv 1907.00235), and gives no weight to the others. Not built: the axial
-mixture, whose spans are prefixes and suffixes of rows and columns; the axial row-major form is in `parts.mixers.combiner`. All tensors are (batch, heads, n, size); queries come scaled by 1 / sqrt(size).
+built from (fixed: Sparse Transformer, arXiv 1904.10509; logsparse: arXiv 1907.00235), and gives no weight to the
+others. Not built: the axial mixture, whose spans are prefixes and suffixes of rows and columns; the axial row-major form
+is in `parts.mixers.combiner`. All tensors are (batch, heads, n, size); queries come scaled by 1 / sqrt(size).
 """
 
 from __future__ import annotations
