@@ -29,6 +29,12 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
         "rotary": 0.5,
         "qk_norm": True,
     },
+    "block-attention": {"heads": 4, "kv_heads": 2, "block": 3},
+    "combiner": {"heads": 2, "span": 3},
+    "combiner, sparse": {"heads": 2, "span": 3, "pool": "last", "bias": True},
+    "combiner-axial": {"heads": 2, "span": 3},
+    "combiner-logsparse": {"heads": 2, "pool": "mean"},
+    "ecoformer": {"heads": 2, "bits": 4, "anchors": 6, "near": 3, "steps": 2},
     "fourier": {"heads": 2},
     "mixed": {"heads": 2, "kernel": 3},
     "multiplicative": {"heads": 2, "weighted": True},
@@ -142,6 +148,8 @@ def test_it_stands_in_an_encoder(name: str, tmp_path: Path) -> None:
     options = {"kind": _kind(name), **MIXER_OPTIONS[name]}
     made = Encoder(EncoderConfig(WORDS, WIDTH, [{"mixer": options}], max_position_embeddings=64)).eval()
     ids = tokens(2, 16)
+    made.train()(ids)  # what is learned from a first batch (the hash of ecoformer)
+    made.eval()
     out = made(ids)
     assert torch.isfinite(out.pooler_output).all()
     mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 4))

@@ -46,7 +46,24 @@ def _llama(width: int, depth: int, heads: int, kv_heads: int, hidden: int, words
     }  # fmt: skip
 
 
+def _masformer(width: int, heads: int, block: int, length: int, pattern: str) -> dict[str, Any]:
+    """The shape of GPT-Neo; F: full attention, L: own block and the one before."""
+    given = {"heads": heads, "rotary": False, "out_bias": True}
+    forward = {"kind": "mlp", "hidden": 4 * width, "activation": "gelu_tanh", "bias": True}
+    legend = {
+        "F": {"mixer": {"kind": "attention", **given}, "ffn": forward},
+        "L": {"mixer": {"kind": "block-attention", "block": block, **given}, "ffn": forward},
+    }
+    return {
+        "vocab_size": 50257, "hidden_size": width, "layers": stack(pattern, legend), "norm": "layer", "norm_eps": 1e-5,
+        "positions": "learned", "max_position_embeddings": length, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
+    "masformer-1.3b": Preset(
+        _masformer(2048, 16, 1024, 8192, "F" * 8 + "L" * 16), 1_328_158_720, source="arXiv 2310.12442"
+    ),
     "transformer-gpt2-124m": Preset(_gpt2(768, 12, 12), 124_439_808, source="GPT-2 small"),
     "transformer-gpt2-355m": Preset(_gpt2(1024, 24, 16), 354_823_168, source="GPT-2 medium"),
     "transformer-llama-135m": Preset(

@@ -163,7 +163,7 @@ PAPERS = (
             "Keeps full attention in a few layers of a decoder and local attention in the rest, and "
             "continues training on long sequences."
         ),
-        part="lightformers.parts.attention.masformer:MixedSpanAttention",
+        part="lightformers.compress.spans:MixedSpans",
     ),
     Paper(
         slug="combiner",
@@ -176,7 +176,7 @@ PAPERS = (
             "Factorises full attention: near tokens directly, the others through summaries of spans, so that "
             "every position keeps weight at sub-quadratic cost."
         ),
-        part="lightformers.parts.attention.combiner:CombinerAttention",
+        part="lightformers.parts.attention.combiner:fixed",
     ),
     Paper(
         slug="polycom",
