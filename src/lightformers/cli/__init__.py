@@ -12,7 +12,7 @@ import typer
 from lightformers.errors import Interrupted, UserError
 
 #: Each lives in `cli/<command>.py` under its own name.
-COMMANDS = ("slim", "compare", "demo", "apply", "inspect", "measure", "export", "reproduce", "doctor")
+COMMANDS = ("slim", "compare", "arena", "demo", "apply", "inspect", "measure", "export", "reproduce", "doctor")
 
 app = typer.Typer(
     name="lightformers",
