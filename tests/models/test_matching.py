@@ -47,8 +47,8 @@ def test_bounds_hold() -> None:
 
 
 def test_counting_leaves_the_random_numbers_alone_and_tied_weights_count_once() -> None:
-    before = torch.random.get_rng_state()
     tied = nn.Linear(4, 4)
+    before = torch.random.get_rng_state()
 
     def build() -> nn.Module:
         torch.rand(3)

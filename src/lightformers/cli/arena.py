@@ -39,11 +39,10 @@ def arena(
     from lightformers.arena.verdict import table
     from lightformers.cli.console import out as console
     from lightformers.cli.console import show_json
-    from lightformers.cli.slim import seconds as time
     from lightformers.slim.progress import Progress
 
     settings: dict[str, Any] = {
-        "scale": scale, "steps": steps, "seconds": seconds, "budget": time(budget) if budget else None, "data": pairs(data or []),
+        "scale": scale, "steps": steps, "seconds": seconds, "budget": options.seconds(budget) if budget else None, "data": pairs(data or []),
         "examples": examples, "seeds": seeds, "rounds": rounds, "equal": not own_size, "device": device, "seed": seed,
     }  # fmt: skip
     progress = Progress("lightformers arena", budget_seconds=settings["budget"], quiet=json_)

@@ -8,11 +8,11 @@ import torch
 
 
 def allocated(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
-    """Most bytes that tensors held at once during `call()`, above what they held before.
+    """Most bytes that tensors made during `call()` held at once.
 
     On the CPU every allocation and release of torch's allocator is added up: the same for every run, and free of what the
     C library keeps. What a library of kernels takes for itself (oneDNN's scratch pads) is not in it. Timing is spoilt
-    while it is counted. On a GPU: torch's own count.
+    while it is counted. On a GPU: torch's own count, above what was held before; what is released of that is taken off.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
