@@ -40,6 +40,8 @@ STEPS: dict[str, Step] = {
     "LLMInt8": compress.LLMInt8(),
     "FloatQuantize": compress.FloatQuantize(candidates=4, rounds=1, rows=64),
     "BlockwiseQuantize": compress.BlockwiseQuantize(bits=4),
+    "SwapAttention": compress.SwapAttention("performer", {"features": 8}),
+    "SwapAttention reformer": compress.SwapAttention("reformer", {"buckets": 4, "chunk": 8}),
     "TrimVocabulary": compress.TrimVocabulary(),
 }
 # what a family cannot do, and a word of the reason it gives
@@ -48,6 +50,11 @@ REFUSED = {
     ("PruneWidth", "t5"): "share one hidden size",
     ("Minitron width", "t5"): "share one hidden size",
     **{("PackSparse", family): "sparse enough" for family in world.FAMILIES},  # nothing is pruned yet
+    **{
+        (f"SwapAttention{kind}", family): reason
+        for kind in ("", " reformer")
+        for family, reason in (("gpt2", "decoder"), ("llama", "decoder"), ("t5", "distance of two positions"))
+    },
     **{
         (f"ToRMSNorm{kind}", family): reason
         for kind in ("", " crms")
@@ -62,7 +69,7 @@ REFUSED = {
 #: Steps that look at no data.
 BLIND = (
     "EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8", "BlockwiseQuantize", "DenseSparse once",
-    "Greenformers", "ToRMSNorm", "ToRMSNorm crms",
+    "Greenformers", "ToRMSNorm", "ToRMSNorm crms", "SwapAttention", "SwapAttention reformer",
 )  # fmt: skip
 #: Steps that train, or ask for a loss; their own tests hold them.
 TRAINED = {

@@ -34,6 +34,7 @@ _STEPS = {
     "FloatQuantize": "lightformers.compress.quantize.llm_fp4",
     "BlockwiseQuantize": "lightformers.compress.quantize.bct",
     "TeacherIntervention": "lightformers.compress.quantize.teacher_intervention",
+    "SwapAttention": "lightformers.compress.swap_attention",
     "TrimVocabulary": "lightformers.compress.vocabulary",
     "ZeroShotTokenizer": "lightformers.compress.zett",
     "MiniLM": "lightformers.compress.distill",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from lightformers.compress.quantize.llm_fp4 import FloatQuantize
     from lightformers.compress.quantize.llm_int8 import LLMInt8
     from lightformers.compress.quantize.teacher_intervention import TeacherIntervention
+    from lightformers.compress.swap_attention import SwapAttention
     from lightformers.compress.vocabulary import TrimVocabulary
     from lightformers.compress.zett import ZeroShotTokenizer
 

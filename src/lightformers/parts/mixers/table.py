@@ -15,6 +15,18 @@ MIXERS: dict[str, str] = {
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
+    # two-way attentions of the Long Range Arena: projections around a core of parts.attention
+    "bigbird": "lightformers.parts.mixers.efficient:bigbird",
+    "linear": "lightformers.parts.mixers.efficient:linear",
+    "linformer": "lightformers.parts.mixers.efficient:linformer",
+    "local": "lightformers.parts.mixers.efficient:local",
+    "longformer": "lightformers.parts.mixers.efficient:longformer",
+    "performer": "lightformers.parts.mixers.efficient:performer",
+    "reformer": "lightformers.parts.mixers.efficient:reformer",
+    "sinkhorn": "lightformers.parts.mixers.efficient:sinkhorn",
+    "softmax": "lightformers.parts.mixers.efficient:softmax",
+    "sparse": "lightformers.parts.mixers.efficient:sparse",
+    "synthesizer": "lightformers.parts.mixers.efficient:synthesizer",
 }
 #: What the model gives to a part; a configuration does not name it.
 _GIVEN = ("width", "layer", "layers")
