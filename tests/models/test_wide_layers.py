@@ -71,7 +71,7 @@ def test_presets_of_one_task_have_the_same_heads() -> None:
 def test_every_attention_can_be_wide(kind: str) -> None:
     """More heads than fit into the width; all of them learn. Another head size changes the model, so it is not derived."""
     assert kind in MIXERS
-    options = {"length": 16} if kind in ("linformer", "synthesizer") else {}
+    options = {"length": 16, "rank": 4} if kind in ("linformer", "synthesizer") else {}
     torch.manual_seed(0)
     model = encoder(wide.aspect(16, 1), 128, kind, **options)
     x = torch.randint(1, 50, (2, 16))
