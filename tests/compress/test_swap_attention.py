@@ -197,6 +197,10 @@ def test_a_graph_of_linear_attention_holds_for_other_lengths() -> None:
     local = next(iter(swapped.cores(swap(made_plain(), "local").model).values()))
     with pytest.raises(ModelError, match="one length"):
         torch.jit.trace(local, (q, k, v, mask))
+    n = torch.export.Dim("n", min=2, max=48)
+    shapes = ({2: n}, {2: n}, {2: n}, {1: n})
+    exported = torch.export.export(part, (q, k, v, mask.bool()), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(exported(*longer, late.bool()), part(*longer, late))
 
 
 def made_plain() -> Bundle:

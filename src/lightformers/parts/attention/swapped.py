@@ -20,8 +20,6 @@ from lightformers.parts.attention.table import make_core
 NAME = "lf_core"
 #: What an attention may be given besides q, k, v that no core can honour.
 _FOREIGN = ("softcap", "s_aux", "cache", "position_bias", "sliding_window")
-#: Cores whose graph does not depend on the length it was traced at.
-_SHAPELESS = ("softmax", "linear", "performer")
 
 
 class SwappedAttention(nn.Module):
@@ -43,10 +41,11 @@ class SwappedAttention(nn.Module):
         return {"core": self.kind, "heads": self.heads, "size": self.size, "options": self.options}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        if torch.jit.is_tracing() and self.kind not in _SHAPELESS:
+        exporting = getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
+        if (torch.jit.is_tracing() or exporting) and not self.core.anywhere:
             raise ModelError(
                 f"a graph of {self.kind} attention would hold for one length only: run it in torch, or swap for "
-                f"{' or '.join(_SHAPELESS[1:])}"
+                "linear or performer"
             )
         return run(self.core, q, k, v, mask)
 

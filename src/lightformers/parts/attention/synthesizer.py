@@ -21,7 +21,7 @@ class SynthesizerAttention(nn.Module):
     std: of the tables at first; 0 starts "random+dot" as plain attention.
     """
 
-    second = False
+    second, anywhere = False, False
 
     def __init__(
         self, heads: int, size: int, length: int = 512, form: str = "factorised", rank: int = 32, std: float = 1.0

@@ -31,6 +31,7 @@ class Core(Protocol):
 
     reads: str
     second: bool
+    anywhere: bool
 
     def __call__(
         self, q: Tensor | None, k: Tensor | None, v: Tensor, mask: Tensor | None = None
