@@ -234,11 +234,9 @@ def _conclude(
     elif longest == 4096 and slowest.high < FASTER:
         quick = "does not hold here"
     verdict = common.together(order, quick)
-    best = {
-        task: max(course.arms, key=lambda arm, t=task: float(np.mean(scores[t, arm])))
-        for task in course.tasks
-    }  # type: ignore[misc]
-    ignorant = [t for t, arm in best.items() if np.mean(scores[t, arm]) - course.tasks[t].chance < 0.05]
+    mean = {cell: float(np.mean(values)) for cell, values in scores.items()}
+    best = {t: course.arms[int(np.argmax([mean[t, arm] for arm in course.arms]))] for t in course.tasks}
+    ignorant = [t for t, arm in best.items() if mean[t, arm] - course.tasks[t].chance < 0.05]
     caution = ""
     if ignorant:
         verdict, caution = "inconclusive", f" Nothing follows: {', '.join(ignorant)} was hardly learnt."
@@ -248,7 +246,7 @@ def _conclude(
         )
         for arm in course.arms
     }
-    places = {arm: float(np.mean([_ranks(np.array([-np.mean(scores[t, a]) for a in course.arms]))[i] for t in course.tasks]))
+    places = {arm: float(np.mean([_ranks(np.array([-mean[t, a] for a in course.arms]))[i] for t in course.tasks]))
               for i, arm in enumerate(course.arms)}  # fmt: skip
     table = [
         reproduce.row(
@@ -269,7 +267,7 @@ def _conclude(
         claim=CLAIM,
         verdict=verdict,
         summary=(
-            "best: " + ", ".join(f"{arm} on {task} ({np.mean(scores[task, arm]):.3f})" for task, arm in best.items())
+            "best: " + ", ".join(f"{arm} on {task} ({mean[task, arm]:.3f})" for task, arm in best.items())
             + f"; rank correlation of two seeds on one task: {agreed}; at {longest} positions "
             + ", ".join(f"{arm} is {speeds[longest][arm][1].estimate:.1f} times as fast" for arm in _QUICK)
             + f" as softmax attention; best mean rank: {min(places, key=lambda arm: places[arm])}." + caution

@@ -42,7 +42,7 @@ class SwappedAttention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         exporting = getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
-        if (torch.jit.is_tracing() or exporting) and not self.core.anywhere:
+        if (torch.jit.is_tracing() or exporting) and not getattr(self.core, "anywhere", False):
             raise ModelError(
                 f"a graph of {self.kind} attention would hold for one length only: run it in torch, or swap for "
                 "linear or performer"
@@ -83,6 +83,8 @@ def attend(
     Probabilities are not dropped. Modules without a core of their own attend as ever. Raises ModelError for what a core
     has no place for: masks that are not of padding alone, biases, keys of other sequences.
     """
+    if options.get("is_causal"):
+        raise ModelError("swapped attention sees all tokens, and this model hides later ones")
     if foreign := [name for name in _FOREIGN if options.get(name) is not None]:
         raise ModelError(f"swapped attention cannot honour {', '.join(foreign)} of {type(module).__name__}")
     if attention_mask is not None and attention_mask.dim() != 2:
@@ -102,8 +104,14 @@ def attend(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _padding(attention_mask: Tensor | None = None, kv_length: int = 0, **unused: Any) -> Tensor | None:
+def _padding(
+    attention_mask: Tensor | None = None, kv_length: int = 0, mask_function: Any = None, **unused: Any
+) -> Tensor | None:
     """What the model makes of its mask: (B, L) as it is, so that no L x L mask is ever made."""
+    from transformers.masking_utils import bidirectional_mask_function
+
+    if mask_function is not bidirectional_mask_function:
+        raise ModelError("swapped attention sees all tokens, and this model hides some from others")
     return None if attention_mask is None else attention_mask[:, -kv_length:]
 
 

@@ -31,7 +31,6 @@ class Core(Protocol):
 
     reads: str
     second: bool
-    anywhere: bool
 
     def __call__(
         self, q: Tensor | None, k: Tensor | None, v: Tensor, mask: Tensor | None = None
