@@ -65,4 +65,4 @@ def test_news_are_bytes() -> None:
         split = experiment.news(clock)
     except DataError as missing:
         pytest.skip(str(missing))
-    assert split.classes == 4 and split.length == 128 and max(split.train.lengths) <= 128
+    assert split.classes == 4 and split.length == 64 and max(split.train.lengths) <= 64
