@@ -11,6 +11,7 @@ from lightformers.errors import UserError
 from lightformers.models.patterns import stack
 
 DECODER = "lightformers.models.language.decoder:Decoder"
+CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,16 @@ def _masformer(width: int, heads: int, block: int, length: int, pattern: str) ->
     }  # fmt: skip
 
 
+def _wide(depth: int) -> dict[str, Any]:
+    """Long Range Arena's encoder for ListOps, its 32 heads of 64 in so many layers (arXiv 2210.00640)."""
+    mixer = {"kind": "attention", "heads": 32 // depth, "head_size": 64, "rotary": False}
+    layer = {"mixer": mixer, "ffn": {"kind": "mlp", "hidden": 1024, "bias": True}}
+    return {
+        "vocab_size": 16, "hidden_size": 512, "num_labels": 10, "classifier_hidden": 1024, "max_position_embeddings": 2000,
+        "layers": stack("A" * depth, {"A": layer}),
+    }  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
     "masformer-1.3b": Preset(
         _masformer(2048, 16, 1024, 8192, "F" * 8 + "L" * 16), 1_328_158_720, source="arXiv 2310.12442"
@@ -71,6 +82,15 @@ PRESETS: dict[str, Preset] = {
     ),
     "transformer-llama-1.1b": Preset(
         _llama(2048, 22, 32, 4, 5632, 32000, 2048, False), 1_100_048_384, source="TinyLlama, arXiv 2401.02385"
+    ),
+    "wide-listops-4x8": Preset(
+        _wide(4), 8_947_722, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
+    ),
+    "wide-listops-2x16": Preset(
+        _wide(2), 6_843_402, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
+    ),
+    "wide-listops-1x32": Preset(
+        _wide(1), 5_791_242, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
     ),
 }
 
