@@ -11,9 +11,14 @@ from torch import nn
 from lightformers.errors import UserError
 
 MIXERS: dict[str, str] = {
+    "aaren": "lightformers.parts.mixers.aaren:Aaren",
+    "deltanet": "lightformers.parts.mixers.deltanet:DeltaNet",
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
+    "linear_attention": "lightformers.parts.mixers.linear_attention:LinearAttention",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
+    "mlgru": "lightformers.parts.mixers.mlgru:MLGRU",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
+    "primer": "lightformers.parts.mixers.primer:PrimerAttention",
 }
 
 
