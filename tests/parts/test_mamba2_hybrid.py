@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+from transformers import Mamba2Config
+from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from lightformers.errors import UserError
 from lightformers.kernels.ssd import ssd
@@ -22,9 +24,6 @@ def test_contract(groups: int, chunk: int) -> None:
 
 
 def oracle(groups: int) -> nn.Module:
-    from transformers import Mamba2Config
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
-
     torch.manual_seed(0)
     config = Mamba2Config(
         hidden_size=16, state_size=8, num_heads=4, head_dim=8, n_groups=groups, chunk_size=32, num_hidden_layers=1,

@@ -47,7 +47,7 @@ def linear_scan(a: Tensor, b: Tensor, initial: Tensor | None = None) -> tuple[Te
         )
     exact = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     a, b = a.to(exact), b.to(exact)
-    first = None if initial is None else initial.to(exact).flatten(1)
+    first = None if initial is None else initial.to(exact).reshape(len(initial), -1)
     rest = b.shape[2:]
     flat = (len(b), b.shape[1], math.prod(rest))
     h, last = _LinearScan.apply(a.reshape(flat), b.reshape(flat), first)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,13 +21,15 @@ class Mamba(nn.Module):
 
     state: numbers N held per channel. expand: channels E = expand * width. kernel: taps of the short convolution. rank:
     of the map to step sizes, width / 16 rounded up by default. layers: how many residual layers there are; the last
-    map is made smaller by its root. Parameters are named as in the paper's code, and `transformers`' MambaMixer loads.
+    map is made smaller by its root. selective: without, step sizes, B and C are learned constants and not read from the
+    content: the paper's ablation, a time-invariant system. Parameters are named as in the paper's code, and `transformers`' MambaMixer loads.
 
     As the code, not the paper: B is discretised as delta * B. Raises UserError for sizes below 1.
     """
 
     def __init__(
-        self, width: int, *, state: int = 16, expand: float = 2, kernel: int = 4, rank: int | None = None, layers: int = 1
+        self, width: int, *, state: int = 16, expand: float = 2, kernel: int = 4, rank: int | None = None,
+        selective: bool = True, layers: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
         inner, rank = int(expand * width), -(-width // 16) if rank is None else rank
@@ -37,7 +38,8 @@ class Mamba(nn.Module):
         self.state, self.inner, self.rank = state, inner, rank
         self.in_proj = nn.Linear(width, 2 * inner, bias=False)
         self.conv1d = ShortConvolution(inner, kernel)
-        self.x_proj: nn.Module = nn.Linear(inner, rank + 2 * state, bias=False)
+        read = rank + 2 * state
+        self.x_proj = nn.Linear(inner, read, bias=False) if selective else Constant(read)
         self.dt_proj = nn.Linear(rank, inner)
         self.A_log = nn.Parameter(torch.arange(1.0, state + 1).log().repeat(inner, 1))
         self.A_log.no_decay = True  # type: ignore[attr-defined]
@@ -108,13 +110,6 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.value.to(x.dtype).expand(*x.shape[:-1], -1)
-
-
-def time_invariant(width: int, **options: Any) -> Mamba:
-    """Mamba without selection, the paper's ablation: step sizes, B and C are learned constants. Options as `Mamba`."""
-    mixer = Mamba(width, **options)
-    mixer.x_proj = Constant(mixer.rank + 2 * mixer.state)
-    return mixer
 
 
 def step_bias(count: int, least: float = 1e-3, most: float = 0.1, floor: float = 1e-4) -> Tensor:

@@ -13,7 +13,6 @@ from lightformers.errors import UserError
 MIXERS: dict[str, str] = {
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
     "mamba": "lightformers.parts.mixers.mamba:Mamba",
-    "mamba-constant": "lightformers.parts.mixers.mamba:time_invariant",
     "mamba2": "lightformers.parts.mixers.mamba2:Mamba2",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
