@@ -17,7 +17,9 @@ from torch.autograd.function import once_differentiable
 from lightformers.errors import UserError
 
 #: Numbers that one call of an elementwise operation should have to work on, so that calling it is not what costs.
-ENOUGH = 2048
+ENOUGH = 2**14
+#: Rows of so many numbers go step by step: with lanes there is twice the work.
+LONG = 2048
 
 
 def reference(a: Tensor, b: Tensor, initial: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -91,7 +93,7 @@ def scan(
     """
     n, row = b.shape[1], b.shape[0] * b.shape[2]
     lanes = min(-(-ENOUGH // max(row, 1)), math.isqrt(n))
-    if lanes < 2:
+    if lanes < 2 or row >= LONG:
         _steps(a, b, out, initial, 1, backwards)
         return out
     length = n // lanes
