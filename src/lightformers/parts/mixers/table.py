@@ -15,6 +15,8 @@ MIXERS: dict[str, str] = {
     "deltanet": "lightformers.parts.mixers.deltanet:DeltaNet",
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
     "linear_attention": "lightformers.parts.mixers.linear_attention:LinearAttention",
+    "mamba": "lightformers.parts.mixers.mamba:Mamba",
+    "mamba2": "lightformers.parts.mixers.mamba2:Mamba2",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
     "mlgru": "lightformers.parts.mixers.mlgru:MLGRU",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
