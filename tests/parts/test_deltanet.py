@@ -100,7 +100,8 @@ def test_autocast_keeps_the_state_in_float32() -> None:
             y, state = mixer.extend(x, mixer.begin(2, "cpu", torch.bfloat16))
             one, state = mixer.step(x[:, 0], state)
         assert state["memory"].dtype == torch.float32 and torch.isfinite(one).all()
-        torch.testing.assert_close(y.float(), mixer(x), atol=2e-3, rtol=0.1)
+        wanted = mixer(x)
+        assert (y.float() - wanted).norm() < 0.05 * wanted.norm()
 
 
 def test_half_weights_run(width: int = 16) -> None:
