@@ -17,7 +17,9 @@ from lightformers.kernels.chunks import affine, documents
 EXACT = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
-def drawn(n: int, dtype: torch.dtype, strong: float = 1.0, rule: str = "delta", seed: int = 0) -> list[Tensor]:
+def drawn(
+    n: int, dtype: torch.dtype, strong: float = 1.0, rule: str = "delta", seed: int = 0
+) -> list[Tensor]:
     """q, k, v, beta, state with keys of length 1; the additive rule takes no beta."""
     g = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(2, 2, n, 6, generator=g, dtype=torch.float64) for _ in range(2))
@@ -29,7 +31,9 @@ def drawn(n: int, dtype: torch.dtype, strong: float = 1.0, rule: str = "delta", 
     return [x.to(dtype).requires_grad_() for x in made]
 
 
-def same(literal: Callable[..., Any], fast: Callable[..., Any], given: list[Tensor], tolerance: float) -> None:
+def same(
+    literal: Callable[..., Any], fast: Callable[..., Any], given: list[Tensor], tolerance: float
+) -> None:
     found = []
     for form in (literal, fast):
         out, last = form(*given)
@@ -117,10 +121,12 @@ def test_a_key_written_twice_holds_the_last_value() -> None:
 def test_half_inputs_are_computed_in_float32_even_under_autocast() -> None:
     q, k, v, beta = (x.detach().bfloat16() for x in drawn(70, torch.float32)[:4])
     wanted, state = delta.delta_rule(*(x.float() for x in (q, k, v, beta)))
+    wanted = wanted.bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         found, held = delta.delta_rule(q, k, v, beta)
         added, _ = linear.linear_attention(q, k, v)
     assert found.dtype == torch.bfloat16 and held.dtype == torch.float32
+    torch.testing.assert_close(found, wanted)
     torch.testing.assert_close(held, state, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(added, linear.linear_attention(q.float(), k.float(), v.float())[0].bfloat16())
 

@@ -8,7 +8,14 @@ from torch import nn
 from torch.nn import functional as F
 
 from lightformers.errors import UserError
-from lightformers.parts.bit_linear import BitLinear, PackedBitLinear, pack, ternarize, ternary_codes, token_codes
+from lightformers.parts.bit_linear import (
+    BitLinear,
+    PackedBitLinear,
+    pack,
+    ternarize,
+    ternary_codes,
+    token_codes,
+)
 from lightformers.parts.ffn.bit_swiglu import BitSwiGLU
 from lightformers.parts.ffn.table import FEED_FORWARDS
 from lightformers.parts.mixers.table import make
@@ -94,7 +101,7 @@ def test_planted_ternary_weights_survive_rounding() -> None:
 
     def error(made: BitLinear) -> float:
         exact = F.rms_norm(x, (64,), None, 1e-8) @ made.weight.T
-        return float((made(x) - exact).norm() / exact.norm())
+        return float(((made(x) - exact).norm() / exact.norm()).detach())
 
     assert error(kept) < 0.01 and error(lost) > 0.3
 
@@ -121,7 +128,7 @@ def test_it_takes_the_place_of_linear_layers() -> None:
     before = model(x)
     assert pack(model) == ["0", "2.0"]
     torch.testing.assert_close(model(x), before, atol=1e-5, rtol=1e-4)
-    with pytest.raises(UserError, match="nothing|no linear layer"):
+    with pytest.raises(UserError, match="no linear layer"):
         ternarize(model)
     with pytest.raises(UserError, match="no BitLinear"):
         pack(nn.Sequential(nn.ReLU()))

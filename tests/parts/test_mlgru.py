@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 from torch.nn import functional as F
 
 from lightformers.errors import UserError
+from lightformers.models.language.decoder import Decoder, DecoderConfig
+from lightformers.parts.bit_linear import BitLinear, pack
 from lightformers.parts.mixers.mlgru import MLGRU
 from lightformers.parts.mixers.table import MIXERS, make
 from mixer_contract import check_causal, inputs
@@ -85,6 +88,28 @@ def test_parameters_are_those_of_the_paper() -> None:
     with torch.device("meta"):
         mixer = MLGRU(2048, layer=1, layers=24)
     assert sum(p.numel() for p in mixer.parameters()) == 4 * (2048**2 + 2048) + 2048 + 2048
+
+
+def test_a_decoder_connects_its_layers_and_keeps_them(tmp_path: Path) -> None:
+    rows = [{"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu", "hidden": 16}}] * 3
+    torch.manual_seed(0)
+    model = Decoder(DecoderConfig(11, 12, rows, tie_word_embeddings=False, head="bit")).eval()
+    for layer in model.layers:
+        torch.nn.init.normal_(layer.mixer.bound)
+    ids = torch.arange(9)[None]
+    wanted = model(input_ids=ids).logits
+    assert model.layers[2].mixer.lower().min() > 0 == model.layers[0].mixer.lower().max()
+    model.save_pretrained(tmp_path)
+    again = Decoder.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(again(input_ids=ids).logits, wanted)
+    torch.nn.init.constant_(again.layers[1].mixer.bound, 5.0)
+    assert again.layers[2].mixer.lower().min() > 0.5  # its own fellows, not those of the first model
+    model.train()(input_ids=ids, labels=ids).loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    assert isinstance(model.head, BitLinear) and len(pack(model)) == 3 * 6 + 1
+    torch.testing.assert_close(model.eval()(input_ids=ids).logits, wanted, atol=1e-4, rtol=1e-3)
+    with pytest.raises(UserError, match="head is"):
+        DecoderConfig(11, 12, rows, head="softmax")
 
 
 def test_bad_settings_are_refused() -> None:

@@ -50,7 +50,9 @@ def documents(starts: Tensor, chunk: int) -> Documents:
     """starts: (batch, n) bool, true at the first token of every document."""
     number = cut(starts.long()[:, None], chunk).cumsum(-1)
     last = number[..., -1:]
-    return Documents(number[..., :, None] == number[..., None, :], number == 0, number == last, last[..., 0] == 0)
+    return Documents(
+        number[..., :, None] == number[..., None, :], number == 0, number == last, last[..., 0] == 0
+    )
 
 
 def check(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, starts: Tensor | None, chunk: int) -> None:
@@ -66,7 +68,9 @@ def check(q: Tensor, k: Tensor, v: Tensor, state: Tensor | None, starts: Tensor 
         raise UserError("a recurrence needs at least one token")
     wanted = (*q.shape[:2], k.shape[3], v.shape[3])
     if state is not None and state.shape != wanted:
-        raise UserError(f"the state is {tuple(state.shape)}, not {wanted}: it belongs to another model or batch")
+        raise UserError(
+            f"the state is {tuple(state.shape)}, not {wanted}: it belongs to another model or batch"
+        )
     if starts is not None and starts.shape != (q.shape[0], q.shape[2]):
         raise UserError(
             f"the starts of documents are {tuple(starts.shape)}, not {(q.shape[0], q.shape[2])}: (batch, n)"

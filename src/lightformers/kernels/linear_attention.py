@@ -1,6 +1,6 @@
 """Causal linear attention: a matrix state that keys and values are added to (Katharopoulos et al., 2020, arXiv 2006.16236).
 
-    S_t = S_{t-1} + k_t v_t',    o_t = S_t' q_t
+S_t = S_{t-1} + k_t v_t',    o_t = S_t' q_t
 """
 
 from __future__ import annotations

@@ -36,7 +36,11 @@ class Segment(NamedTuple):
 
 
 def nothing(
-    batch: int, heads: int, size: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    batch: int,
+    heads: int,
+    size: int,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Segment:
     """The segment without tokens."""
     u = torch.zeros(batch, heads, device=device, dtype=dtype)
@@ -64,11 +68,18 @@ def reference(
     for t in range(scores.shape[2]):
         if starts is not None:
             begins = starts[:, t, None]
-            held = Segment(*(torch.where(begins if x.dim() == 2 else begins[..., None], e, x) for e, x in zip(empty, held)))
+            held = Segment(
+                *(
+                    torch.where(begins if x.dim() == 2 else begins[..., None], e, x)
+                    for e, x in zip(empty, held)
+                )
+            )
         token = step(scores[:, :, t].to(kind), values[:, :, t].to(kind), held)
         if mask is not None:
             there = mask[:, t, None] != 0
-            token = Segment(*(torch.where(there if x.dim() == 2 else there[..., None], x, h) for x, h in zip(token, held)))
+            token = Segment(
+                *(torch.where(there if x.dim() == 2 else there[..., None], x, h) for x, h in zip(token, held))
+            )
         held = token
         out.append(held.mean)
     return torch.stack(out, 2).to(values.dtype), held

@@ -74,7 +74,9 @@ class BitLinear(nn.Module):
 
     def packed(self) -> PackedBitLinear:
         """The form for inference: the same outputs, weights frozen at 1.6 bits (five to a byte)."""
-        made = PackedBitLinear(self.in_features, self.out_features, self.bias is not None, self.norm.eps or EPS)
+        made = PackedBitLinear(
+            self.in_features, self.out_features, self.bias is not None, self.norm.eps or EPS
+        )
         made.to(self.weight.device)
         made.fill(self)
         return made

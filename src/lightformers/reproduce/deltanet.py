@@ -140,7 +140,10 @@ def _conclude(
         arm: recall.decoding(recall.decoder(layers, _RECALL.vocab, _WIDTH), 64, 2)["bytes of state"]
         for arm, layers in arms(_RECALL.vocab).items()
     }
-    table = [reproduce.row(arm, **cells, **{"bytes of state after 64 tokens": states[arm]}) for arm, cells in scores.items()]
+    table = [
+        reproduce.row(arm, **cells, **{"bytes of state after 64 tokens": states[arm]})
+        for arm, cells in scores.items()
+    ]
     return reproduce.conclude(
         slug="deltanet",
         claim=CLAIM,

@@ -28,7 +28,12 @@ CLAIM = (
     "weights, and fewer than a transformer of ternary ones; its weights are stored in an eighth of half precision or less, "
     "with equal outputs."
 )
-_PLAIN, _TERNARY, _FULL, _BITS = "transformer", "MatMul-free", "MatMul-free, full weights", "transformer, ternary"
+_PLAIN, _TERNARY, _FULL, _BITS = (
+    "transformer",
+    "MatMul-free",
+    "MatMul-free, full weights",
+    "transformer, ternary",
+)
 _WIDTH, _LAYERS, _HIDDEN, _LR = 96, 4, 256, 4e-3
 #: Share of bits that ternary weights and the recurrence may cost.
 COST = 0.05
@@ -49,7 +54,9 @@ def build(arm: str, vocab: int, seed: int) -> Decoder:
         row = {"mixer": {"kind": "attention", "heads": 4}, "ffn": {"kind": "swiglu", "hidden": _HIDDEN}}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = Decoder(DecoderConfig(vocab, _WIDTH, [row] * _LAYERS, norm_eps=1e-6, tie_word_embeddings=False))
+        model = Decoder(
+            DecoderConfig(vocab, _WIDTH, [row] * _LAYERS, norm_eps=1e-6, tie_word_embeddings=False)
+        )
     if recurrent or ternary:
         ternarize(model, ternary=ternary)
     return model.eval()
@@ -78,7 +85,9 @@ def run(budget: float = common.FULL) -> Finding:
 @torch.no_grad()
 def _packed(learnt: shakespeare.Learnt) -> dict[str, float]:
     """What packing changes."""
-    ids = torch.randint(learnt.bundle.model.config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(
+        learnt.bundle.model.config.vocab_size, (2, 64), generator=torch.Generator().manual_seed(0)
+    )
     before = learnt.bundle.model(input_ids=ids).logits
     small = learnt.bundle.copy().model
     pack(small)
@@ -109,7 +118,11 @@ def cost(model: nn.Module, play: shakespeare.Shakespeare) -> dict[str, float]:
 
 
 def _conclude(
-    clock: common.Clock, seeds: tuple[int, ...], found: recall.Contest, costs: dict[str, dict[str, float]], vocab: int
+    clock: common.Clock,
+    seeds: tuple[int, ...],
+    found: recall.Contest,
+    costs: dict[str, dict[str, float]],
+    vocab: int,
 ) -> Finding:
     bits = {arm: cells[shakespeare.BITS] for arm, cells in found.scores.items()}
     more = [new / old - 1 for new, old in zip(bits[_TERNARY], bits[_PLAIN])]
@@ -118,9 +131,7 @@ def _conclude(
     smaller = costs[_TERNARY]["bytes in half precision"] / costs[_TERNARY]["bytes of matrices"]
     error = max(found.scores[_TERNARY][_ERROR])
     stored: Verdict = "holds here" if smaller >= SMALLER and error <= 1e-4 else "does not hold here"
-    verdict = common.together(
-        reproduce.judge([-x for x in more], -COST), reproduce.judge(attention), stored
-    )
+    verdict = common.together(reproduce.judge([-x for x in more], -COST), reproduce.judge(attention), stored)
     return reproduce.conclude(
         slug="matmul-free",
         claim=CLAIM,

@@ -72,7 +72,11 @@ def run(budget: float = common.FULL) -> Finding:
 
         return play.trial(arm, lambda seed: build(arm, play.vocab, seed), _LR, note)
 
-    names = [_RELU, _SQUARED, _CONVOLVED, _EZ] if clock.few else [_RELU, _GELU, _SWIGLU, _SQUARED, _CONVOLVED, _EZ, _PRIMER]
+    names = (
+        [_RELU, _SQUARED, _CONVOLVED, _EZ]
+        if clock.few
+        else [_RELU, _GELU, _SWIGLU, _SQUARED, _CONVOLVED, _EZ, _PRIMER]
+    )
     count = clock.size(256, 16)
     single = {_ONE: {"kind": "attention", "heads": 2}, _ONE_CONVOLVED: {"kind": "primer", "heads": 2}}
     probes = [
@@ -110,15 +114,19 @@ def sooner(old: list[float], new: list[float]) -> float:
 
 
 def _conclude(
-    clock: common.Clock, seeds: tuple[int, ...], found: recall.Contest, curves: dict[str, list[list[float]]], vocab: int
+    clock: common.Clock,
+    seeds: tuple[int, ...],
+    found: recall.Contest,
+    curves: dict[str, list[list[float]]],
+    vocab: int,
 ) -> Finding:
     scores = found.scores
     fewer = scores[_EZ][_SPEED]
-    bits = {arm: common.gain(scores[_RELU][shakespeare.BITS], scores[arm][shakespeare.BITS]) for arm in curves}
+    bits = {
+        arm: common.gain(scores[_RELU][shakespeare.BITS], scores[arm][shakespeare.BITS]) for arm in curves
+    }
     induction = found.gain(_ONE_CONVOLVED, _ONE, _FOUND)
-    verdict = common.together(
-        reproduce.judge([x - FASTER for x in fewer]), reproduce.judge(induction, 0.2)
-    )
+    verdict = common.together(reproduce.judge([x - FASTER for x in fewer]), reproduce.judge(induction, 0.2))
     sizes = {arm: sum(p.numel() for p in build(arm, vocab, 0).parameters()) for arm in curves}
     seconds = {arm: found.seconds[arm]["characters"] for arm in curves}
     table = [
