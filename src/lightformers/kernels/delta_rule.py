@@ -23,13 +23,13 @@ def reference(
     """The equation token by token. Arguments and results as in `delta_rule`."""
     check(q, k, v, state, starts, 1)
     kind, given = exact(v), v.dtype
-    q, k, v, beta = (x.to(kind) for x in (q * q.shape[-1] ** -0.5, k, v, beta))
+    q, k, v, beta = (x.to(kind) for x in (q, k, v, beta))
     held = v.new_zeros(*k.shape[:2], k.shape[3], v.shape[3]) if state is None else state.to(kind)
     out = []
     for t in range(k.shape[2]):
         if starts is not None:
             held = held * ~starts[:, t, None, None, None]
-        y, held = _token(q[:, :, t], k[:, :, t], v[:, :, t], beta[:, :, t], held)
+        y, held = _token(q[:, :, t] * q.shape[-1] ** -0.5, k[:, :, t], v[:, :, t], beta[:, :, t], held)
         out.append(y)
     return torch.stack(out, 2).to(given), held
 
@@ -37,7 +37,7 @@ def reference(
 def step(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
     """One token: q, k (batch, heads, key size), v (batch, heads, value size), beta (batch, heads)."""
     kind = exact(state)
-    y, state = _token((q * q.shape[-1] ** -0.5).to(kind), k.to(kind), v.to(kind), beta.to(kind), state)
+    y, state = _token(q.to(kind) * q.shape[-1] ** -0.5, k.to(kind), v.to(kind), beta.to(kind), state)
     return y.to(v.dtype), state
 
 
@@ -79,7 +79,8 @@ def _chunked(
 ) -> tuple[Tensor, Tensor]:
     (batch, heads, n, size), width, kind = k.shape, v.shape[3], exact(v)
     given = v.dtype
-    q, k, v, beta = (cut(x.to(kind), chunk) for x in (q * size**-0.5, k, v, beta))
+    q, k, v, beta = (cut(x.to(kind), chunk) for x in (q, k, v, beta))
+    q = q * size**-0.5
     weighted = k * beta[..., None]
     seen, links = q @ k.mT, weighted @ k.mT
     if starts is not None:

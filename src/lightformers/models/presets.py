@@ -47,7 +47,10 @@ def _llama(width: int, depth: int, heads: int, kv_heads: int, hidden: int, words
 
 
 def _deltanet(width: int, depth: int, hidden: int) -> dict[str, Any]:
-    layer = {"mixer": {"kind": "deltanet", "heads": width // 128}, "ffn": {"kind": "swiglu", "hidden": hidden}}
+    layer = {
+        "mixer": {"kind": "deltanet", "heads": width // 128},
+        "ffn": {"kind": "swiglu", "hidden": hidden},
+    }
     return {
         "vocab_size": 32000, "hidden_size": width, "layers": stack("D" * depth, {"D": layer}),
         "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False,
@@ -64,7 +67,9 @@ def _matmul_free(width: int, depth: int) -> dict[str, Any]:
 
 PRESETS: dict[str, Preset] = {
     "deltanet-340m": Preset(
-        _deltanet(1024, 24, 2816), 374_362_112, source="the authors' configuration of the 340M model, arXiv 2406.06484; counted"
+        _deltanet(1024, 24, 2816),
+        374_362_112,
+        source="the authors' configuration of the 340M model, arXiv 2406.06484; counted",
     ),
     "deltanet-1.3b": Preset(_deltanet(2048, 24, 5632), 1_365_677_056, source="arXiv 2406.06484"),
     "matmul-free-1.3b": Preset(_matmul_free(2048, 24), 1_364_779_008, source="arXiv 2406.02528"),
