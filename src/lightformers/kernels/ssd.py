@@ -3,13 +3,14 @@
     h_t = exp(d_t) * h_{t-1} + B_t x_t'        y_t = C_t' h_t
 
 with a matrix h (N, P) per head. Inside a chunk the scan is a product with a (chunk, chunk) matrix, between chunks states
-are carried: nearly all work is matrix products. Chunks are taken a few at a time, so that what is large exists for those
-few alone; states at the chunks' beginnings are kept for the backward pass, the rest is computed again.
+are carried: nearly all work is matrix products. Chunks are taken a few at a time, in buffers that are used over and over, so
+that what is large exists for those few alone; states at the chunks' beginnings are kept for the backward pass, the rest
+is computed again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
 from typing import Any
 
 import torch
@@ -18,8 +19,11 @@ from torch.autograd.function import once_differentiable
 
 from lightformers.errors import UserError
 
-#: Numbers in the (batch, chunks, heads, chunk, chunk) matrices that exist at once.
+#: Numbers in the (chunks, batch, heads, chunk, chunk) matrices that exist at once.
 BLOCK = 2**18
+#: Decays inside a chunk are at least exp of this: 1e-26, nothing beside what is near, while numbers that a processor
+#: cannot hold in full (below 1e-38) make it a hundred times slower.
+FLOOR = -60.0
 
 
 def reference(
@@ -83,73 +87,110 @@ def _whole(x: Tensor, more: int, how: str = "zero") -> Tensor:
     return torch.cat([x, end if how == "last" else torch.zeros_like(end)], 1)
 
 
-@dataclass(frozen=True)
 class _Block:
-    """A few chunks: k chunks of Q tokens, H heads in G groups of J = H / G * P columns."""
+    """A few chunks at a time: k chunks of Q tokens of B rows, H heads in G groups of J = H / G * P columns.
 
-    x: Tensor  # (batch, k, Q, H, P)
-    b: Tensor  # (batch, k, G, Q, N)
-    c: Tensor
-    into: Tensor  # (batch, k, Q, H): what is left at a token of the state before its chunk
-    outof: Tensor  # what is left at the chunk's end of a token
-    decay: Tensor  # (batch, k, H): of the state over the chunk
-    mix: Tensor  # (batch, k, H, Q, Q): what is left at token i of token j
-    scores: Tensor  # (batch, k, G, Q, Q): C_i' B_j
+    Chunks come first, so that k * B * G or k * B * H matrices lie one behind the other, as products of many want them.
+    Elementwise work sees all of them as (k, B, Q, G, H / G, P): `face`, `by_groups` and `by_heads` are views of that form.
+    """
 
-    @classmethod
-    def of(
-        cls, x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, counts: Tensor | None, begun: Tensor | None
-    ) -> _Block:
-        """counts: (batch, k, Q) documents begun so far; begun: (batch, k), the same before each chunk."""
-        s = log_decay.cumsum(2)
-        rows = s.transpose(2, 3)
-        mix = rows[..., :, None] - rows[..., None, :]
-        size = mix.shape[-1]
-        mix += torch.full((size, size), -torch.inf, dtype=x.dtype, device=x.device).triu_(1)
-        into, outof, decay = s.exp(), (s[:, :, -1:] - s).exp_(), s[:, :, -1].exp()
-        if counts is not None and begun is not None:
-            mix.masked_fill_((counts[..., :, None] != counts[..., None, :])[:, :, None], -torch.inf)
-            into.masked_fill_((counts != begun[..., None])[..., None], 0)
-            outof.masked_fill_((counts != counts[..., -1:])[..., None], 0)
-            decay = decay.masked_fill((counts[..., -1] != begun)[..., None], 0)
-        b, c = b.transpose(2, 3), c.transpose(2, 3)
-        return cls(x, b, c, into, outof, decay, mix.exp_(), c @ b.transpose(3, 4))
+    def __init__(self, x: Tensor, b: Tensor, chunk: int) -> None:
+        """x, b: as in `ssd`, of whole chunks."""
+        self.rows, n, self.heads, self.size = x.shape
+        self.groups, self.state = b.shape[2:]
+        self.chunk, self.count, self.share = chunk, n // chunk, self.heads // self.groups
+        self.tril = torch.ones(chunk, chunk, dtype=x.dtype, device=x.device).tril_()
+        self.like, self.buffers = x, dict[str, Tensor]()
 
-    def columns(self, x: Tensor) -> Tensor:
-        """(batch, k, Q, H, P) -> (batch, k, G, Q, J)."""
-        return x.unflatten(3, (self.b.shape[2], -1)).flatten(4).transpose(2, 3)
+    def parts(self) -> list[slice]:
+        """Slices of chunks that are taken together."""
+        several = max(1, BLOCK // (self.rows * self.heads * self.chunk**2))
+        return [slice(at, min(at + several, self.count)) for at in range(0, self.count, several)]
 
-    def heads(self, x: Tensor) -> Tensor:
-        """The inverse of `columns`."""
-        return x.transpose(2, 3).unflatten(4, (-1, self.x.shape[4])).flatten(3, 4)
+    def room(self, name: str, *shape: int) -> Tensor:
+        """A buffer of that name: fresh memory costs more than a pass over it."""
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = self.like.new_empty(size)
+        return self.buffers[name][:size].view(shape)
 
-    def weights(self) -> Tensor:
-        """(batch, k, H, Q, Q): scores times what is left."""
-        groups = self.b.shape[2]
-        return (self.mix.unflatten(2, (groups, -1)) * self.scores[:, :, :, None]).flatten(2, 3)
+    def cut(self, x: Tensor, here: slice) -> Tensor:
+        """(batch, n, ...) -> a view (k, B, Q, ...)."""
+        return x.unflatten(1, (-1, self.chunk))[:, here].transpose(0, 1)
 
-    def spread(self, number: int) -> Tensor:
-        """The decay over chunk `number`, beside a state (batch, G, N, J)."""
-        decay = self.decay[:, number].unflatten(1, (self.b.shape[2], -1))
-        return decay.repeat_interleave(self.x.shape[4], 2)[:, :, None]
+    def face(self, x: Tensor, here: slice) -> Tensor:
+        """(batch, n, H, ...) -> a view (k, B, Q, G, H / G, ...)."""
+        return self.cut(x, here).unflatten(3, (self.groups, -1))
 
+    def by_groups(self, x: Tensor) -> Tensor:
+        """(k * B * G, Q, J) -> a view (k, B, Q, G, H / G, P)."""
+        return x.view(self.k, self.rows, self.groups, self.chunk, self.share, self.size).transpose(2, 3)
 
-def _blocks(x: Tensor, chunk: int) -> list[slice]:
-    """Slices of whole chunks over the chunks of x (batch, n, H, P)."""
-    count = x.shape[1] // chunk
-    several = max(1, BLOCK // (len(x) * x.shape[2] * chunk * chunk))
-    return [slice(at, min(at + several, count)) for at in range(0, count, several)]
+    def by_heads(self, x: Tensor) -> Tensor:
+        """(k * B * H, Q, P) -> a view (k, B, Q, G, H / G, P)."""
+        return x.view(self.k, self.rows, self.groups, self.share, self.chunk, self.size).permute(
+            0, 1, 4, 2, 3, 5
+        )
 
+    def begin(self, log_decay: Tensor, b: Tensor, c: Tensor, counts: Tensor | None, here: slice) -> None:
+        """What both passes need of a block: decays, and the products of b and c."""
+        s = self.cut(log_decay, here).cumsum(2)
+        self.k = here.stop - here.start
+        many = self.k * self.rows
+        line = s.transpose(2, 3).contiguous()
+        self.mix = self.room(
+            "mix", self.k, self.rows, self.heads, self.chunk, self.chunk
+        )  # left at token i of token j
+        torch.sub(line[..., :, None], line[..., None, :], out=self.mix).clamp_(FLOOR, 0).exp_()
+        into = s.clamp(min=FLOOR).exp_()  # left at a token of the state before its chunk
+        outof = (s[:, :, -1:] - s).clamp_(min=FLOOR).exp_()  # left at the chunk's end of a token
+        decay = s[:, :, -1].exp()  # left of a state over the chunk
+        mask = self.tril
+        if counts is not None:
+            ends = torch.nn.functional.pad(counts[:, self.chunk - 1 :: self.chunk], (1, 0))
+            begun, ended = ends[:, here].T[..., None], ends[:, here.start + 1 : here.stop + 1].T[..., None]
+            now = self.cut(counts, here)
+            into.masked_fill_((now != begun)[..., None], 0)
+            outof.masked_fill_((now != ended)[..., None], 0)
+            decay = decay.masked_fill(ended != begun, 0)
+            mask = (self.tril * (now[..., :, None] == now[..., None, :]))[:, :, None]
+        self.into, self.outof = (x.unflatten(3, (self.groups, -1))[..., None] for x in (into, outof))
+        # (k, B, G, 1, J), beside states (k, B, G, N, J)
+        self.decay = decay.repeat_interleave(self.size, 2).unflatten(2, (self.groups, 1, -1))
+        self.b, self.c = self.matrices("b", b, here), self.matrices("c", c, here)
+        scores = self.room("scores", many * self.groups, self.chunk, self.chunk)
+        self.scores = torch.bmm(self.c, self.b.mT, out=scores).view(
+            self.k, self.rows, self.groups, self.chunk, -1
+        )
+        self.scores.mul_(mask)
+        self.mask = mask
 
-def _made(
-    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, counts: Tensor | None, chunk: int, here: slice
-) -> _Block:
-    cut = (t.unflatten(1, (-1, chunk))[:, here] for t in (x, log_decay, b, c))
-    if counts is None:
-        return _Block.of(*cut, None, None)
-    ends = counts[:, chunk - 1 :: chunk]
-    begun = torch.nn.functional.pad(ends, (1, 0))[:, :-1]
-    return _Block.of(*cut, counts.unflatten(1, (-1, chunk))[:, here], begun[:, here])
+    def matrices(self, name: str, x: Tensor, here: slice) -> Tensor:
+        """b or c of a block, (k * B * G, Q, N)."""
+        out = self.room(name, self.k, self.rows, self.groups, self.chunk, self.state)
+        return out.copy_(self.cut(x, here).transpose(2, 3)).flatten(0, 2)
+
+    def weights(self, out: Tensor) -> Tensor:
+        """Scores times what is left, into `out` of the form of `mix`; (k * B * H, Q, Q)."""
+        split = (2, (self.groups, self.share))
+        torch.mul(self.mix.unflatten(*split), self.scores[:, :, :, None], out=out.unflatten(*split))
+        return out.flatten(0, 2)
+
+    def columns(self, name: str, x: Tensor, factor: Tensor) -> Tensor:
+        """x of this block, a face, times a factor -> (k * B * G, Q, J)."""
+        out = self.room(name, self.k * self.rows * self.groups, self.chunk, self.share * self.size)
+        torch.mul(x, factor, out=self.by_groups(out))
+        return out
+
+    def single(self, name: str, x: Tensor) -> Tensor:
+        """x of this block, a face -> (k * B * H, Q, P)."""
+        out = self.room(name, self.k * self.rows * self.heads, self.chunk, self.size)
+        self.by_heads(out).copy_(x)
+        return out
+
+    def states(self, name: str, more: int = 0) -> Tensor:
+        """A buffer (k + more, B, G, N, J)."""
+        return self.room(name, self.k + more, self.rows, self.groups, self.state, self.share * self.size)
 
 
 class _SSD(torch.autograd.Function):
@@ -158,24 +199,29 @@ class _SSD(torch.autograd.Function):
         ctx: Any, x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor | None, counts: Tensor | None,
         chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        count, groups, state = x.shape[1] // chunk, *b.shape[2:]
-        states = x.new_empty(len(x), count + 1, groups, state, x.shape[2] // groups * x.shape[3])
-        states[:, 0] = 0 if initial is None else initial
+        m = _Block(x, b, chunk)
+        states = x.new_empty(m.count + 1, m.rows, m.groups, m.state, m.share * m.size)
+        states[0] = 0 if initial is None else initial
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
-        out = y.unflatten(1, (-1, chunk))
-        for here in _blocks(x, chunk):
-            m = _made(x, log_decay, b, c, counts, chunk, here)
-            added = m.b.transpose(3, 4) @ m.columns(m.x * m.outof[..., None])
-            for number in range(added.shape[1]):
-                at = here.start + number
-                torch.addcmul(added[:, number], m.spread(number), states[:, at], out=states[:, at + 1])
-            far = m.heads(m.c @ states[:, here])
-            near = m.weights() @ m.x.transpose(2, 3)
-            torch.addcmul(near.transpose(2, 3), far, m.into[..., None], out=out[:, here])
+        for here in m.parts():
+            m.begin(log_decay, b, c, counts, here)
+            face = m.face(x, here)
+            fed = m.columns("fed", face, m.outof)
+            after = states[here.start + 1 : here.stop + 1]
+            torch.bmm(m.b.mT, fed, out=after.flatten(0, 2))
+            for number in range(m.k):
+                after[number].addcmul_(m.decay[number], states[here.start + number])
+            near = torch.bmm(
+                m.weights(m.mix),
+                m.single("x", face),
+                out=m.room("near", m.k * m.rows * m.heads, chunk, m.size),
+            )
+            far = torch.bmm(m.c, states[here].flatten(0, 2), out=fed)
+            torch.addcmul(m.by_heads(near), m.by_groups(far), m.into, out=m.face(y, here))
         ctx.save_for_backward(x, log_decay, b, c, counts, states, y)
         ctx.chunk = chunk
         ctx.set_materialize_grads(False)
-        return y, states[:, -1].clone()
+        return y, states[-1].clone()
 
     @staticmethod
     @once_differentiable
@@ -183,42 +229,52 @@ class _SSD(torch.autograd.Function):
         x, log_decay, b, c, counts, states, y = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             dy = torch.zeros_like(y) if dy is None else dy
-            dx, db, dc = torch.empty_like(x), torch.empty_like(b), torch.empty_like(c)
-            ddecay = torch.empty_like(log_decay)
-            carry = torch.zeros_like(states[:, -1]) if dlast is None else dlast
-            cut = [t.unflatten(1, (-1, ctx.chunk)) for t in (dy, y, dx, ddecay, db, dc)]
-            for here in reversed(_blocks(x, ctx.chunk)):
-                m = _made(x, log_decay, b, c, counts, ctx.chunk, here)
-                block = [t[:, here] for t in cut]
-                carry = _backward(m, block, states[:, here.start : here.stop + 1], carry)
+            dx, db, dc = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, b, c))
+            ddecay = torch.empty_like(log_decay, memory_format=torch.contiguous_format)
+            carry = torch.zeros_like(states[-1]) if dlast is None else dlast
+            m = _Block(x, b, ctx.chunk)
+            for here in reversed(m.parts()):
+                m.begin(log_decay, b, c, counts, here)
+                faces = [m.face(t, here) for t in (x, y, dy, dx)]
+                cuts = [m.cut(t, here) for t in (db, dc, ddecay)]
+                carry = _backward(m, states[here.start : here.stop + 1], carry, *faces, *cuts)
             if counts is not None:
                 ddecay.masked_fill_((counts.diff(dim=1, prepend=counts[:, :1] * 0) != 0)[..., None], 0)
         return dx, ddecay, db, dc, carry if ctx.needs_input_grad[4] else None, None, None
 
 
-def _backward(m: _Block, block: list[Tensor], states: Tensor, carry: Tensor) -> Tensor:
-    """Fill the gradients of a block. states: (batch, k + 1, G, N, J), before each chunk and after the last; carry: what
-    the loss asks of the last of them. Returns what it asks of the first."""
-    dy, y, dx, ddecay, db, dc = block
-    groups = m.b.shape[2]
-    seen = m.columns(dy * m.into[..., None])
-    asked = m.c.transpose(3, 4) @ seen  # of the state before each chunk, by its own tokens
-    after = torch.empty_like(asked)  # of the state after it
-    for number in reversed(range(asked.shape[1])):
-        after[:, number] = carry
-        carry = torch.addcmul(asked[:, number], m.spread(number), carry)
-    fed = m.columns(m.x * m.outof[..., None])
-    dc_far, db_far = seen @ states[:, :-1].transpose(3, 4), fed @ after.transpose(3, 4)
-    dyh, xh = dy.transpose(2, 3).contiguous(), m.x.transpose(2, 3).contiguous()
-    near = m.weights().transpose(3, 4) @ dyh
-    dscores = (dyh @ xh.transpose(3, 4)).mul_(m.mix).unflatten(2, (groups, -1)).sum(3)
-    dc.copy_((dc_far + dscores @ m.b).transpose(2, 3))
-    db.copy_((db_far + dscores.transpose(3, 4) @ m.c).transpose(2, 3))
-    torch.addcmul(near.transpose(2, 3), m.heads(m.b @ after), m.outof[..., None], out=dx)
+def _backward(
+    m: _Block, states: Tensor, carry: Tensor, x: Tensor, y: Tensor, dy: Tensor, dx: Tensor, db: Tensor, dc: Tensor,
+    ddecay: Tensor,
+) -> Tensor:  # fmt: skip
+    """Fill the gradients of a block: dx, db, dc, ddecay. states: before each chunk and after the last; carry: what the
+    loss asks of the last of them. Returns what it asks of the first."""
+    seen = m.columns("seen", dy, m.into)
+    asked = m.states("asked", 1)
+    torch.bmm(m.c.mT, seen, out=asked[:-1].flatten(0, 2))  # of the state before each chunk, by its own tokens
+    asked[-1] = carry
+    for number in reversed(range(m.k)):
+        asked[number].addcmul_(m.decay[number], asked[number + 1])
+    after = asked[1:].flatten(0, 2)  # of the state after each chunk
+    fed = m.columns("fed", x, m.outof)
+    dc_here = torch.bmm(seen, states[:-1].flatten(0, 2).mT, out=m.room("dc", *m.c.shape))
+    db_here = torch.bmm(fed, after.mT, out=m.room("db", *m.b.shape))
+    xs, dys = m.single("x", x), m.single("dy", dy)
+    weights = m.weights(m.room("weights", *m.mix.shape))
+    dweights = torch.bmm(dys, xs.mT, out=m.room("dweights", *weights.shape)).view(m.mix.shape).mul_(m.mix)
+    dscores = dweights.unflatten(2, (m.groups, m.share)).sum(3).mul_(m.mask).flatten(0, 2)
+    dc_here.baddbmm_(dscores, m.b)
+    db_here.baddbmm_(dscores.mT, m.c)
+    for found, out in ((db_here, db), (dc_here, dc)):
+        out.copy_(found.view(m.k, m.rows, m.groups, m.chunk, m.state).transpose(2, 3))
+    near, far = torch.bmm(weights.mT, dys, out=xs), torch.bmm(m.b, after, out=seen)
+    torch.addcmul(m.by_heads(near), m.by_groups(far), m.outof, out=dx)
     # with s the running sum of log decays, y_i grows with exp(s_i), and what x_j gives falls with it; the state after
     # the chunk grows with exp(s_Q). A log decay is in every s from its token on.
-    ds = (dy * y).sum(4) - (dx * m.x).sum(4)
-    end = (after * states[:, 1:]).unflatten(4, (-1, m.x.shape[4])).sum((3, 5)).flatten(2)
-    ds[:, :, -1] += end
-    ddecay.copy_(ds.flip(2).cumsum(2).flip(2))
-    return carry
+    room = m.room("fed", *x.shape)
+    ds = torch.mul(dy, y, out=room).sum(5)
+    ds -= torch.mul(dx, x, out=room).sum(5)
+    end = torch.mul(asked[1:], states[1:], out=m.states("end")).unflatten(4, (m.share, m.size))
+    ds[:, :, -1] += end.sum((3, 5))
+    ddecay.copy_(ds.flip(2).cumsum(2).flip(2).flatten(3))
+    return asked[0].clone()
