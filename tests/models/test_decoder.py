@@ -1,58 +1,16 @@
-"""The decoder skeleton: configuration, masks, generation with every kind of search, saving, refusals."""
+"""The decoder skeleton: masks, generation with every kind of search, packing, gradients, norms."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from decoder_world import LAYER, LEARNED, WINDOW, greedy, made, tokens
 from torch import nn
 
-import lightformers as lf
 from lightformers.errors import UserError
-from lightformers.models.language import layers as layers_module
-from lightformers.models.language.decoder import Decoder, DecoderConfig
 from lightformers.models.patterns import stack
-
-ATTENTION = {"kind": "attention", "heads": 2}
-LAYER = {"mixer": ATTENTION, "ffn": {"kind": "mlp", "hidden": 24}}
-WINDOW = {"mixer": {**ATTENTION, "window": 4, "kv_heads": 1}, "ffn": {"kind": "swiglu", "hidden": 16}}
-
-
-def made(seed: int = 0, **fields: Any) -> Decoder:
-    torch.manual_seed(seed)
-    model = Decoder(DecoderConfig(**{"vocab_size": 40, "hidden_size": 16, "layers": [LAYER, WINDOW], **fields})).eval()  # fmt: skip
-    with torch.no_grad():  # as drawn, so small a model says almost the same everywhere
-        for p in model.parameters():
-            p.mul_(8 if p.ndim > 1 else 1)
-    return model
-
-
-def tokens(batch: int, n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(1, 40, (batch, n), generator=torch.Generator().manual_seed(seed))
-
-
-def tokenizer(folder: Path) -> None:
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    made = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1, "word": 2}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]").save_pretrained(
-        folder
-    )
-
-
-def greedy(model: Decoder, ids: torch.Tensor, more: int) -> torch.Tensor:
-    for _ in range(more):
-        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
-    return ids
-
-
-LEARNED = {"positions": "learned", "max_position_embeddings": 32, "norm": "layer"}
 
 
 @pytest.mark.parametrize("fields", [{}, LEARNED], ids=["rotary", "learned"])
@@ -143,90 +101,6 @@ def test_checkpointing_changes_no_gradient() -> None:
         torch.testing.assert_close(grads[0][name], grads[1][name])
 
 
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
-    model, ids = made(tie_word_embeddings=False, residual_fp32=True, embedding_scale="sqrt", eos_token_id=3), tokens(2, 8)  # fmt: skip
-    model.save_pretrained(tmp_path)
-    config = DecoderConfig.from_pretrained(tmp_path)
-    assert (
-        config.layers == model.config.layers and config.eos_token_id == 3 and not config.tie_word_embeddings
-    )
-    assert config.num_hidden_layers == 2 and config.embedding_scale == "sqrt"
-    again, info = Decoder.from_pretrained(tmp_path, output_loading_info=True)
-    assert not info["missing_keys"] and not info["unexpected_keys"]
-    torch.testing.assert_close(again.eval()(input_ids=ids).logits, model(input_ids=ids).logits)
-    tokenizer(tmp_path)
-    bundle = lf.load(tmp_path)
-    assert isinstance(bundle.model, Decoder) and bundle.task == "causal-lm"
-    torch.testing.assert_close(bundle.model(input_ids=ids).logits, model(input_ids=ids).logits)
-
-
-def test_tied_words_are_one_matrix_and_stay_so(tmp_path: Path) -> None:
-    model = made()
-    assert model.head.weight is model.embedding.weight
-    model.save_pretrained(tmp_path)
-    again = Decoder.from_pretrained(tmp_path)
-    assert again.head.weight is again.embedding.weight
-    torch.testing.assert_close(again.embedding.weight, model.embedding.weight)
-
-
-class Noisy(nn.Module):
-    """A mixer with a buffer that is saved, one that is not, and an uncommon start."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.full((width, width), 3.0))
-        self.weight.no_decay = True  # type: ignore[attr-defined]
-        self.register_buffer("drawn", torch.randn(width))
-        self.register_buffer("fixed", torch.arange(width) / width, persistent=False)
-
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return (x + self.drawn + self.fixed) @ self.weight
-
-    def begin(self, *given: Any) -> dict[str, torch.Tensor]:
-        return {}
-
-
-@pytest.fixture
-def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(layers_module.MIXERS, "noisy", f"{__name__}:Noisy")
-
-
-def test_buffers_and_absent_weights_have_values_after_loading(noisy: None, tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
-    model = Decoder(
-        DecoderConfig(40, 16, [{"mixer": {"kind": "noisy"}}, {"mixer": {"kind": "noisy"}}])
-    ).eval()
-    assert model.layers[0].mixer.weight.min() == 3  # transformers' own start did not overwrite the part's
-    model.save_pretrained(tmp_path)
-    again = Decoder.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(again(input_ids=tokens(1, 4)).logits, model(input_ids=tokens(1, 4)).logits)
-    kept = load_file(tmp_path / "model.safetensors")
-    del kept["layers.1.mixer.weight"], kept["norm.weight"]
-    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
-    again = Decoder.from_pretrained(tmp_path).eval()
-    torch.testing.assert_close(again(input_ids=tokens(1, 4)).logits, model(input_ids=tokens(1, 4)).logits)
-
-
-def test_marks_against_decay_survive_copies_and_loading(noisy: None, tmp_path: Path) -> None:
-    import copy
-
-    from lightformers.train.optim import adamw, trainable, weights
-
-    model = Decoder(
-        DecoderConfig(40, 16, [{"mixer": {"kind": "noisy"}, "ffn": {"kind": "mlp", "hidden": 8}}])
-    )
-    model.save_pretrained(tmp_path)
-    for found in (model, copy.deepcopy(model), Decoder.from_pretrained(tmp_path)):
-        for half in (False, True):
-            with trainable(found, None, ()) as named, weights(found, named, half) as held:
-                optimizer = adamw(held.masters, 1e-3, 0.1, (0.9, 0.95))
-                decays, spared = ({id(p) for p in g["params"]} for g in optimizer.param_groups)
-                assert id(held.masters["layers.0.mixer.weight"]) in spared
-                assert id(held.masters["layers.0.ffn.up.weight"]) in decays
-                assert id(held.masters["layers.0.ffn_norm.weight"]) in spared
-
-
 def test_norms_behind_the_part_and_a_wide_stream() -> None:
     row = {**LAYER, "ffn_norm": "post-output"}
     model = made(layers=[row], residual_fp32=True)
@@ -257,66 +131,6 @@ def test_compiled_it_is_the_same() -> None:
     torch.testing.assert_close(compiled(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-@pytest.mark.parametrize(
-    "fields, words",
-    [
-        ({"layers": [{"mixer": {"kind": "mambo"}}]}, "layer 0: 'mambo' is not one of"),
-        ({"layers": [{"mixer": {"kind": "attention", "headz": 2}}]}, "no option headz; it takes heads"),
-        ({"layers": [{"mixer": {"kind": "attention"}}]}, "attention needs heads"),
-        (
-            {"layers": [LAYER, {"mixer": {**ATTENTION, "causal": False}}]},
-            "layer 1: attention looks both ways",
-        ),
-        ({"layers": [{"mixer": {"kind": "fourier", "heads": 2}}]}, "looks both ways"),
-        ({"layers": [{"mixer": None, "ffn": None}]}, "neither a mixer nor"),
-        ({"layers": [{**LAYER, "mlp": {}}]}, "a layer has mixer, ffn"),
-        ({"layers": [{**LAYER, "ffn_norm": "after"}]}, "ffn_norm is one of pre"),
-        ({"layers": [{"mixer": "attention"}]}, "a mixer is a mapping"),
-        ({"layers": [{"mixer": {**ATTENTION, "heads": nn.Linear}}]}, "plain mappings"),
-        ({"norm": "batch"}, "norm is one of rms, layer"),
-        ({"positions": "rotary"}, "positions are 'learned' or None"),
-        ({"positions": "learned"}, "need max_position_embeddings"),
-        ({"vocab_size": 0}, "nothing to model"),
-    ],
-)
-def test_configurations_that_make_no_sense_are_refused(fields: dict[str, Any], words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        DecoderConfig(**fields)
-
-
-def test_what_cannot_run_is_refused() -> None:
-    with pytest.raises(UserError, match="names no layers"):
-        Decoder(DecoderConfig())
-    with pytest.raises(UserError, match="layer 0: 3 heads"):
-        Decoder(DecoderConfig(40, 16, [{"mixer": {"kind": "attention", "heads": 3}}]))
-    model, ids = made(max_position_embeddings=8), tokens(2, 6)
-    with pytest.raises(UserError, match="9 tokens are more than the 8"):
-        model(input_ids=tokens(1, 9))
-    with pytest.raises(UserError, match="9 tokens are more than the 8"):
-        model.generate(input_ids=ids, max_new_tokens=5, pad_token_id=0)
-    packed = torch.tensor([[1] * 5 + [2] * 7])
-    assert model(input_ids=tokens(1, 12), attention_mask=packed).logits.shape[1] == 12  # each is short enough
-    with pytest.raises(UserError, match="pack without use_cache"):
-        model(input_ids=ids, attention_mask=torch.tensor([[1, 1, 2, 2, 2, 2]] * 2), use_cache=True)
-    with pytest.raises(UserError, match="attention_mask is"):
-        model(input_ids=ids, attention_mask=torch.ones(2, 5))
-    with pytest.raises(UserError, match="padded on the left"):
-        model.generate(input_ids=ids, attention_mask=torch.tensor([[1, 1, 1, 1, 0, 0]] * 2), pad_token_id=0)
-    states = made(layers=[LAYER])(input_ids=ids, use_cache=True).past_key_values
-    with pytest.raises(UserError, match="hold 1 layers of 2 texts"):
-        model(input_ids=ids, past_key_values=states)
-    with pytest.raises(UserError, match="hold 2 layers of 3 texts"):
-        model(input_ids=ids, past_key_values=model.begin(3))
-    with pytest.raises(UserError, match="cut back"):
-        states.crop(-1)
-    with pytest.raises(UserError, match="leave position_ids out"):
-        model(input_ids=ids, position_ids=torch.arange(6)[None])
-    with pytest.raises(UserError, match="one of them"):
-        model()
-    with pytest.raises(ValueError, match="not supported with stateful"):
-        model.generate(input_ids=ids[:1], assistant_model=made(), max_new_tokens=2, pad_token_id=0)
-
-
 def test_patterns() -> None:
     found = stack("AW" * 2, {"A": LAYER, "W": WINDOW})
     assert [row == LAYER for row in found] == [True, False, True, False]
@@ -324,24 +138,3 @@ def test_patterns() -> None:
     assert LAYER["mixer"]["heads"] == 2 and found[2]["mixer"]["heads"] == 2
     with pytest.raises(UserError, match="no X; it has A"):
         stack("AX", {"A": LAYER})
-
-
-@pytest.mark.parametrize("first", ["lightformers", pytest.param("transformers", marks=pytest.mark.slow)])
-def test_transformers_auto_classes_open_it(first: str, tmp_path: Path) -> None:
-    made().save_pretrained(tmp_path)
-    imports = {"lightformers": "import lightformers", "transformers": "from transformers import AutoModelForCausalLM, AutoConfig"}  # fmt: skip
-    lines = [imports.pop(first), *imports.values()]
-    lines.append(f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})")
-    lines.append("print(type(model).__name__, type(AutoConfig.for_model('lightformers-decoder')).__name__)")
-    done = subprocess.run(
-        [sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, check=False
-    )
-    assert done.stdout.split() == ["Decoder", "DecoderConfig"], done.stderr
-
-
-def test_importing_lightformers_is_quick() -> None:
-    code = "import time, sys; t = time.perf_counter(); import lightformers; print(time.perf_counter() - t, 'torch' in sys.modules)"
-    out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout.split()
-    assert float(out[0]) < 0.3 and out[1] == "False"

@@ -12,6 +12,7 @@ Time per generated token is flat for Mamba.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -37,6 +38,7 @@ _COPIED = "selective copying"
 _LETTERS = "bits per character"
 
 
+@functools.cache
 def arms(vocab: int) -> dict[str, recall.Layers]:
     """Layers of equal parameters: Mamba alone; with constants, and so wider; attention with an MLP."""
     mixer = {"kind": "mamba", "state": _STATE}

@@ -11,6 +11,7 @@ other; pure Mamba-2 falls off first as pairs grow, the hybrid stays with the tra
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -36,6 +37,7 @@ _ENTRIES = (2, 4, 6)
 _LETTERS = "bits per character"
 
 
+@functools.cache
 def arms(vocab: int) -> dict[str, recall.Layers]:
     """Layers of equal parameters: MLPs are as wide as they must be. Only the pure transformer knows positions."""
     mixer = {"kind": "mamba2", "state": _STATE, "head": 16}

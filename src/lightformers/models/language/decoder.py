@@ -75,9 +75,14 @@ class DecoderConfig(PretrainedConfig):
         self.max_position_embeddings, self.positions = max_position_embeddings, positions
         self.dropout, self.embedding_scale = dropout, embedding_scale
         self.residual_fp32, self.initializer_range = residual_fp32, initializer_range
-        ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
-        super().__init__(tie_word_embeddings=tie_word_embeddings, **ids, **options)
-        for name, value in {**ids, "tie_word_embeddings": tie_word_embeddings}.items():
+        ids: dict[str, Any] = {
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+            "pad_token_id": pad_token_id,
+        }
+        ids["tie_word_embeddings"] = tie_word_embeddings
+        super().__init__(**ids, **options)
+        for name, value in ids.items():
             setattr(self, name, value)  # releases of transformers differ in which of these they keep
 
     @property
@@ -101,12 +106,17 @@ class Decoder(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"head.weight": "embedding.weight"}
     _is_stateful = True  # transformers then refuses assisted decoding
     _supports_sdpa = True
+    config: DecoderConfig
+    embedding: Any  # may be exchanged for other tables and heads
+    head: Any
+    norm: Any
+    layers: Any
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__(config)
-        width = config.hidden_size
+        width, rows = config.hidden_size, config.max_position_embeddings
         self.embedding = nn.Embedding(config.vocab_size, width)
-        self.positions = nn.Embedding(config.max_position_embeddings, width) if config.positions else None
+        self.positions = nn.Embedding(rows, width) if config.positions and rows else None
         self.layers = build(config.layers, width, config.norm, config.norm_eps, config.dropout)  # fmt: skip
         self.norm = norm(config.norm, width, config.norm_eps)
         self.head = BitLinear(width, config.vocab_size) if config.head == "bit" else nn.Linear(width, config.vocab_size, bias=False)  # fmt: skip
@@ -233,12 +243,12 @@ class Decoder(PreTrainedModel, GenerationMixin):
         )  # type: ignore[arg-type]
         return out if return_dict is not False else out.to_tuple()  # type: ignore[return-value]
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, input_ids: Any, *args: Any, **kwargs: Any) -> Any:
         """As transformers does it; prompts padded on the right are refused, their next token would follow padding."""
         mask = kwargs.get("attention_mask")
         if mask is not None and mask.ndim == 2 and bool((mask[:, -1] == 0).any()):
             raise UserError("generate needs prompts padded on the left: tokenizer.padding_side = 'left'")
-        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)
+        return super().prepare_inputs_for_generation(input_ids, *args, **kwargs)  # type: ignore[misc]
 
     def _mask(self, mask: Tensor | None, x: Tensor, past: States | None) -> Tensor | None:
         """The mask of these tokens, or None where nothing is padded and one document is in each row."""

@@ -67,8 +67,7 @@ class EncoderConfig(PretrainedConfig):
         self.max_position_embeddings, self.positions = max_position_embeddings, positions
         self.pooling, self.classifier_hidden = pooling, classifier_hidden
         self.embedding_std, self.initializer_range = embedding_std, initializer_range
-        options["tie_word_embeddings"] = False
-        super().__init__(pad_token_id=pad_token_id, **options)
+        super().__init__(**{**options, "pad_token_id": pad_token_id, "tie_word_embeddings": False})
         self.pad_token_id, self.tie_word_embeddings = pad_token_id, False
 
     @property
@@ -87,13 +86,13 @@ class Encoder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]
     _supports_sdpa = True
+    embedding: Any  # may be exchanged for another table
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
-        width = config.hidden_size
+        width, rows = config.hidden_size, config.max_position_embeddings
         self.embedding = nn.Embedding(config.vocab_size, width)
-        learned = config.positions == "learned"
-        self.positions = nn.Embedding(config.max_position_embeddings, width) if learned else None
+        self.positions = nn.Embedding(rows, width) if config.positions == "learned" and rows else None
         self.first = nn.Parameter(torch.zeros(width)) if config.pooling == "cls" else None
         self.layers = build(config.layers, width, config.norm, config.norm_eps, config.dropout)
         self.norm = norm(config.norm, width, config.norm_eps)
@@ -188,7 +187,7 @@ class EncoderForSequenceClassification(PreTrainedModel):
         self.encoder = Encoder(config)
         hidden = config.classifier_hidden or config.hidden_size
         self.dense = nn.Linear(config.hidden_size, hidden)
-        self.classifier = nn.Linear(hidden, config.num_labels)
+        self.classifier = nn.Linear(hidden, config.num_labels or 2)
         for made in (self.dense, self.classifier):
             nn.init.normal_(made.weight, std=config.initializer_range)
             nn.init.zeros_(made.bias)

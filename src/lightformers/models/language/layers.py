@@ -81,6 +81,9 @@ class Layer(GradientCheckpointingLayer):
     take it in the dtype of the weights.
     """
 
+    mixer: Any
+    ffn: Any
+
     def __init__(
         self,
         row: Mapping[str, Any],
@@ -185,7 +188,9 @@ def complete(model: nn.Module) -> None:
     transformers builds a model without memory for values when it loads; whatever is absent then comes from a new part.
     """
     for layer in model.modules():
-        for name in TABLES if isinstance(layer, Layer) else ():
+        if not isinstance(layer, Layer):
+            continue
+        for name in TABLES:
             part = getattr(layer, name)
             if part is None or not any(map(_absent, _values(part).values())):
                 continue
