@@ -21,6 +21,7 @@ from lightformers.parts.mixers.table import MIXERS, check
 WIDTH, WORDS = 16, 24
 #: kind -> options of the smallest one of width 16. Several variants of a kind: "kind, what differs".
 MIXER_OPTIONS: dict[str, dict[str, Any]] = {
+    "aaren": {"heads": 2, "block": 4},
     "attention": {"heads": 2},
     "attention, grouped in a window": {
         "heads": 4,
@@ -29,14 +30,23 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
         "rotary": 0.5,
         "qk_norm": True,
     },
+    "deltanet": {"heads": 2, "chunk": 4},
+    "deltanet, gated and negative": {"heads": 2, "gate": True, "negative": True, "convolution": 0},
     "fourier": {"heads": 2},
+    "linear_attention": {"heads": 2, "chunk": 4},
+    "linear_attention, weighted mean": {"heads": 2, "features": "elu"},
     "mamba": {"state": 4},
     "mamba, constant rates": {"state": 4, "selective": False},
     "mamba2": {"state": 4, "head": 8, "groups": 2, "chunk": 4},
     "mixed": {"heads": 2, "kernel": 3},
+    "mlgru": {},
+    "mlgru, full": {"ternary": False, "gate": "paper"},
     "multiplicative": {"heads": 2, "weighted": True},
+    "primer": {"heads": 2},
+    "primer, shared in a window": {"heads": 2, "shared": True, "window": 3},
 }
 FFN_OPTIONS: dict[str, dict[str, Any]] = {
+    "bit_swiglu": {"hidden": 20},
     "mlp": {"hidden": 24, "activation": "squared_relu", "bias": True},
     "swiglu": {"hidden": 20},
 }
