@@ -82,6 +82,31 @@ def test_gradients_pass_the_roundings() -> None:
     torch.testing.assert_close(x.grad, plain.grad)
 
 
+def test_a_weight_that_changes_is_rounded_anew() -> None:
+    """Without gradients the rounded weight is kept; training, loading and conversion are noticed."""
+    made, other, x = layer().eval(), BitLinear(24, 10).eval(), drawn(5, 24)
+    with torch.no_grad():
+        assert torch.equal(made(x), made(x)) and made._kept is not None
+        made.weight.mul_(-1)
+        torch.testing.assert_close(made(x), -layer()(x))
+        made.load_state_dict(other.state_dict())
+        torch.testing.assert_close(made(x), other(x))
+        assert made.double()(x.double()).dtype == torch.float64
+    made = made.float()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=0.1, fused=True)
+    with torch.no_grad():
+        made(x)
+    made(x).square().sum().backward()
+    optimizer.step()
+    fresh = BitLinear(24, 10)
+    fresh.load_state_dict(made.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(made(x), fresh(x))
+    with torch.inference_mode():
+        torch.testing.assert_close(made(x), fresh(x))
+        assert BitLinear(24, 10)(x).shape == (5, 10)
+
+
 def test_without_rounding_it_is_a_norm_and_a_product() -> None:
     made = BitLinear(24, 10, ternary=False)
     x = drawn(5, 24)

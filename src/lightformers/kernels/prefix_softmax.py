@@ -63,7 +63,7 @@ def reference(
 ) -> tuple[Tensor, Segment]:
     """The equation token by token. Arguments and results as in `prefix_softmax`."""
     kind = _check(scores, values, mask, state, starts)
-    empty = nothing(*scores.shape[:2], values.shape[-1], values.device, kind)
+    empty = nothing(len(scores), scores.shape[1], values.shape[-1], values.device, kind)
     held, out = empty if state is None else state, []
     for t in range(scores.shape[2]):
         if starts is not None:

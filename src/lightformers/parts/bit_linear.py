@@ -60,17 +60,31 @@ class BitLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         self.norm = nn.RMSNorm(in_features, eps=eps)
         nn.init.normal_(self.weight, std=std)
+        #: The rounded weight of a forward without gradients, with what says that the weight is still the same.
+        self._kept: tuple[tuple[int, int, torch.dtype], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         x, given = normed(self.norm, x), x.dtype
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.ternary:
+            # a fused optimizer changes weights without counting it: nothing is kept where gradients are wanted
+            keep = not torch.is_grad_enabled() and not weight.is_inference()
             with torch.no_grad():
                 codes, scale = token_codes(x)
-                levels, step = ternary_codes(weight.to(x.dtype))
-                rounded, held = codes / scale, (levels / step).to(weight.dtype)
+                rounded, held = codes / scale, self._rounded(keep)
             x, weight = straight_through(x, rounded), straight_through(weight, held)
         return F.linear(x.to(given), weight.to(given), None if self.bias is None else self.bias.to(given))
+
+    def _rounded(self, keep: bool) -> Tensor:
+        """The weight in three values, in its own dtype. `keep`: made once, for a step of decoding is short."""
+        weight = self.weight
+        key = (weight._version, weight.data_ptr(), weight.dtype) if keep else None
+        if self._kept is not None and self._kept[0] == key:
+            return self._kept[1]
+        levels, step = ternary_codes(weight.to(torch.promote_types(weight.dtype, torch.float32)))
+        held = (levels / step).to(weight.dtype)
+        self._kept = None if key is None else (key, held)
+        return held
 
     def packed(self) -> PackedBitLinear:
         """The form for inference: the same outputs, weights frozen at 1.6 bits (five to a byte)."""
@@ -148,8 +162,8 @@ def ternarize(module: nn.Module, skip: Sequence[str] = (), ternary: bool = True)
     for path, layer in found.items():
         made = BitLinear(layer.in_features, layer.out_features, layer.bias is not None, ternary)
         made.to(layer.weight.device, layer.weight.dtype)
-        made.weight = layer.weight
-        made.bias = layer.bias
+        for name in ("weight", "bias"):
+            setattr(made, name, getattr(layer, name))
         _put(module, path, made)
     return list(found)
 

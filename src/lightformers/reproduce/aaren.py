@@ -12,6 +12,7 @@ the same at every place.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,7 +70,7 @@ def run(budget: float = common.FULL) -> Finding:
     tasks[_RECALL] = (0.18, _recall(clock))
     play = shakespeare.Shakespeare.of(clock, 20_000)
     tasks["characters"] = (0.18, [
-        play.trial(arm, lambda seed, arm=arm: _speaker(arm, play.vocab, seed), 3e-3) for arm in (_AAREN, _ATTENTION)
+        play.trial(arm, partial(_speaker, arm, play.vocab), 3e-3) for arm in (_AAREN, _ATTENTION)
     ])  # fmt: skip
     found = recall.contest(clock, seeds, tasks)
     streams = {
@@ -123,8 +124,8 @@ def _forecasting(name: str, clock: common.Clock) -> list[recall.Trial]:
 
     return [
         _fitted(
-            arm, lambda seed, arm=arm: reader(arm, 1, _LENGTH, _HORIZON, seed),
-            lambda seed: series.Drawn(*parts["train"], _SIZE, seed), objective, measure,
+            arm, partial(reader, arm, 1, _LENGTH, _HORIZON),
+            partial(series.Drawn, *parts["train"], _SIZE), objective, measure,
         )
         for arm in (_AAREN, _ATTENTION, _GRU)
     ]  # fmt: skip
@@ -145,8 +146,8 @@ def _classification(name: str) -> list[recall.Trial]:
 
     return [
         _fitted(
-            arm, lambda seed, arm=arm: reader(arm, channels, length, classes, seed),
-            lambda seed: series.Drawn(*parts["train"], _SIZE, seed), objective, measure,
+            arm, partial(reader, arm, channels, length, classes),
+            partial(series.Drawn, *parts["train"], _SIZE), objective, measure,
         )
         for arm in (_AAREN, _ATTENTION, _GRU)
     ]  # fmt: skip
@@ -156,7 +157,7 @@ def _recall(clock: common.Clock) -> list[recall.Trial]:
     probe = PROBES["mqar"]
     return [
         recall.on_probe(
-            arm, lambda seed, arm=arm: _speaker(arm, probe.vocab, seed), probe, {_RECALL: {}}, 5e-3, clock.size(256, 16)
+            arm, partial(_speaker, arm, probe.vocab), probe, {_RECALL: {}}, 5e-3, clock.size(256, 16)
         )
         for arm in (_AAREN, _ATTENTION)
     ]  # fmt: skip

@@ -12,6 +12,7 @@ tens of times faster.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -60,8 +61,7 @@ def arms(vocab: int) -> dict[str, recall.Layers]:
         _ATTENTION: {"kind": "attention", "heads": _HEADS},
     }
     fitted = {
-        arm: recall.fitted(lambda size, mixer=mixer: stack(mixer, size), wanted, vocab, _WIDTH)
-        for arm, mixer in others.items()
+        arm: recall.fitted(partial(stack, mixer), wanted, vocab, _WIDTH) for arm, mixer in others.items()
     }
     return {_DELTA: delta, **fitted}
 
@@ -82,7 +82,7 @@ def run(budget: float = common.FULL) -> Finding:
     def probe(chosen: Probe, tests: dict[str, dict[str, Any]]) -> list[recall.Trial]:
         return [
             recall.on_probe(
-                arm, lambda seed, layers=layers: recall.decoder(layers, chosen.vocab, _WIDTH, seed), chosen, tests, _LR, count
+                arm, partial(recall.decoder, layers, chosen.vocab, _WIDTH), chosen, tests, _LR, count
             )
             for arm, layers in made.items()
         ]  # fmt: skip
@@ -93,7 +93,7 @@ def run(budget: float = common.FULL) -> Finding:
         "recall": (0.55, probe(_RECALL, {at_pairs(p): {"pairs": p} for p in _PAIRS})),
         _REBOUND: (0.3, probe(_AGAIN, {_REBOUND: {}})),
         _LETTERS: (0.15, [
-            play.trial(arm, lambda seed, arm=arm: recall.decoder(letters[arm], play.vocab, _WIDTH, seed), _LR)
+            play.trial(arm, partial(recall.decoder, letters[arm], play.vocab, _WIDTH), _LR)
             for arm in (_DELTA, _ATTENTION)
         ]),
     }  # fmt: skip

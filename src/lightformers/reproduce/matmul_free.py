@@ -10,6 +10,7 @@ Every product with a ternary weight is an addition; stored, a layer's weights ta
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -72,9 +73,9 @@ def run(budget: float = common.FULL) -> Finding:
     trials = [
         play.trial(
             arm,
-            lambda seed, arm=arm: build(arm, play.vocab, seed),
+            partial(build, arm, play.vocab),
             _LR,
-            (lambda learnt: _packed(learnt, play)) if arm in (_TERNARY, _BITS) else None,
+            partial(_packed, play=play) if arm in (_TERNARY, _BITS) else None,
         )
         for arm in names
     ]

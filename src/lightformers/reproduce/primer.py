@@ -12,6 +12,7 @@ less than the paper's factor; one layer finds what followed a mark with the conv
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,7 @@ def run(budget: float = common.FULL) -> Finding:
             curves.setdefault(arm, []).append(learnt.losses)
             return {}
 
-        return play.trial(arm, lambda seed: build(arm, play.vocab, seed), _LR, note)
+        return play.trial(arm, partial(build, arm, play.vocab), _LR, note)
 
     names = (
         [_RELU, _SQUARED, _CONVOLVED, _EZ]
@@ -81,7 +82,7 @@ def run(budget: float = common.FULL) -> Finding:
     single = {_ONE: {"kind": "attention", "heads": 2}, _ONE_CONVOLVED: {"kind": "primer", "heads": 2}}
     probes = [
         recall.on_probe(
-            arm, lambda seed, mixer=mixer: recall.decoder([{"mixer": mixer, "ffn": {"kind": "mlp", "hidden": 64}}], _INDUCTION.vocab, 32, seed),
+            arm, partial(recall.decoder, [{"mixer": mixer, "ffn": {"kind": "mlp", "hidden": 64}}], _INDUCTION.vocab, 32),
             _INDUCTION, {_FOUND: {}}, 1e-2, count,
         )
         for arm, mixer in single.items()

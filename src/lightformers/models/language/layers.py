@@ -160,7 +160,7 @@ def build(
             made.append(Layer(row, width, index, len(rows), norm_kind, eps, dropout))
         except UserError as error:
             raise UserError(f"layer {index}: {error}") from error
-    mixers = [layer.mixer for layer in made]
+    mixers: list[Any] = [layer.mixer for layer in made]
     for mixer in mixers:
         if hasattr(mixer, "connect"):  # one that shares something with its fellows in other layers
             mixer.connect(mixers)
