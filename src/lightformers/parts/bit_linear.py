@@ -61,14 +61,14 @@ class BitLinear(nn.Module):
         self.norm = nn.RMSNorm(in_features, eps=eps)
         nn.init.normal_(self.weight, std=std)
         #: The rounded weight of a forward without gradients, with what says that the weight is still the same.
-        self._kept: tuple[tuple[int, int, torch.dtype], Tensor] | None = None
+        self._kept: tuple[tuple[int, int, torch.dtype, float], Tensor] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         x, given = normed(self.norm, x), x.dtype
         weight: Tensor = self.weight
         if self.ternary:
-            # a fused optimizer changes weights without counting it: nothing is kept where gradients are wanted
-            keep = not torch.is_grad_enabled() and not weight.is_inference()
+            # where gradients are wanted the weight is about to change
+            keep = not (torch.is_grad_enabled() or weight.is_inference() or weight.is_meta)
             with torch.no_grad():
                 codes, scale = token_codes(x)
                 rounded, held = codes / scale, self._rounded(keep)
@@ -78,7 +78,9 @@ class BitLinear(nn.Module):
     def _rounded(self, keep: bool) -> Tensor:
         """The weight in three values, in its own dtype. `keep`: made once, for a step of decoding is short."""
         weight = self.weight
-        key = (weight._version, weight.data_ptr(), weight.dtype) if keep else None
+        # a fused optimizer changes a weight without counting it, so its size is looked at too: one pass instead of five
+        size = float(torch.linalg.vector_norm(weight, 1)) if keep else 0.0
+        key = (weight._version, weight.data_ptr(), weight.dtype, size) if keep else None
         if self._kept is not None and self._kept[0] == key:
             return self._kept[1]
         levels, step = ternary_codes(weight.to(torch.promote_types(weight.dtype, torch.float32)))
