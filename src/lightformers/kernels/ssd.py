@@ -249,8 +249,9 @@ class _SSD(torch.autograd.Function):
             for here in reversed(m.parts()):
                 m.begin(log_decay, b, c, step, counts, here)
                 faces = [m.face(t, here) for t in (x, y, dy, dx)]
-                cuts = [None if t is None else m.cut(t, here) for t in (db, dc, ddecay, dstep)]
-                carry = _backward(m, states[here.start : here.stop + 1], carry, *faces, *cuts)
+                cuts = [m.cut(t, here) for t in (db, dc, ddecay)]
+                steps = None if dstep is None else m.cut(dstep, here)
+                carry = _backward(m, states[here.start : here.stop + 1], carry, *faces, *cuts, steps)
             if counts is not None:
                 ddecay.masked_fill_((counts.diff(dim=1, prepend=counts[:, :1] * 0) != 0)[..., None], 0)
         return dx, ddecay, db, dc, dstep, carry if ctx.needs_input_grad[5] else None, None, None
