@@ -249,19 +249,21 @@ class _SSD(torch.autograd.Function):
             for here in reversed(m.parts()):
                 m.begin(log_decay, b, c, step, counts, here)
                 faces = [m.face(t, here) for t in (x, y, dy, dx)]
-                cuts = [None if t is None else m.cut(t, here) for t in (db, dc, ddecay, dstep)]
-                carry = _backward(m, states[here.start : here.stop + 1], carry, *faces, *cuts)
+                cuts = [m.cut(t, here) for t in (db, dc, ddecay)]
+                steps = None if dstep is None else m.cut(dstep, here)
+                carry = _backward(m, states[here.start : here.stop + 1], carry, faces, cuts, steps)
             if counts is not None:
                 ddecay.masked_fill_((counts.diff(dim=1, prepend=counts[:, :1] * 0) != 0)[..., None], 0)
         return dx, ddecay, db, dc, dstep, carry if ctx.needs_input_grad[5] else None, None, None
 
 
 def _backward(
-    m: _Block, states: Tensor, carry: Tensor, x: Tensor, y: Tensor, dy: Tensor, dx: Tensor, db: Tensor, dc: Tensor,
-    ddecay: Tensor, dstep: Tensor | None,
-) -> Tensor:  # fmt: skip
-    """Fill the gradients of a block: dx, db, dc, ddecay, dstep. states: before each chunk and after the last; carry: what the
-    loss asks of the last of them. Returns what it asks of the first."""
+    m: _Block, states: Tensor, carry: Tensor, faces: list[Tensor], cuts: list[Tensor], dstep: Tensor | None
+) -> Tensor:
+    """Fill the gradients of a block. faces: x, y, dy and, to be filled, dx; cuts: db, dc, ddecay, to be filled; dstep too.
+    states: before each chunk and after the last; carry: what the loss asks of the last of them. Returns what it asks of
+    the first."""
+    (x, y, dy, dx), (db, dc, ddecay) = faces, cuts
     seen = m.columns("seen", dy, m.into)
     asked = m.states("asked", 1)
     torch.bmm(m.c.mT, seen, out=asked[:-1].flatten(0, 2))  # of the state before each chunk, by its own tokens

@@ -64,7 +64,7 @@ def run(budget: float = common.FULL) -> Finding:
     def probes(probe: Probe, tests: dict[str, dict[str, Any]]) -> list[recall.Trial]:
         return [
             recall.on_probe(
-                arm, lambda seed, layers=layers: recall.decoder(layers, probe.vocab, _WIDTH, seed), probe, tests, _LR, count
+                arm, functools.partial(recall.decoder, layers, probe.vocab, _WIDTH), probe, tests, _LR, count
             )
             for arm, layers in arms(probe.vocab).items()
         ]  # fmt: skip

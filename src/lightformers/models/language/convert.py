@@ -48,15 +48,19 @@ def from_transformers(model: nn.Module) -> Decoder:
             f"{type(model).__name__} is not a causal language model of {', '.join(sorted(FAMILIES))}"
         )
     weights = {family.name(key): value for key, value in model.state_dict().items()}
-    ids = {name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    ids: dict[str, Any] = {
+        name: getattr(config, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
     first = next(model.parameters())
     with torch.random.fork_rng():  # the values that it is built with are overwritten
-        made = Decoder(DecoderConfig(**family.fields(config), **ids)).to(first.device, first.dtype)
+        made: Any = Decoder(DecoderConfig(**family.fields(config), **ids))
+    made = made.to(device=first.device, dtype=first.dtype)
     try:
         made.load_state_dict(weights)
     except RuntimeError as error:
         raise UserError(f"the weights of {type(model).__name__} do not fit: {error}") from error
-    return made.train(model.training)
+    found: Decoder = made.train(model.training)
+    return found
 
 
 def _shared(config: Any, mixer: Mapping[str, Any], **wanted: Any) -> dict[str, Any]:
