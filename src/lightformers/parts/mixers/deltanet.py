@@ -23,6 +23,8 @@ class DeltaNet(nn.Module):
     negative: beta is doubled, so that I - beta k k' may have the eigenvalue -1 (Grazzi et al., 2024, arXiv 2411.12537),
     which tracking of states needs. chunk: tokens that are computed at once; it changes no number.
     std: all matrices are drawn from N(0, std).
+    The paper's hybrids are patterns of a decoder's layers: DeltaNet and {"kind": "attention", "window": ...} in turn, or
+    attention to all in the second layer and the one after the middle.
     State: "inputs" of the convolution, "memory" (batch, heads, key size, value size) in float32 or better.
     What differs from the authors' code: their three maps and convolutions are one each here; the numbers are the same.
     Raises UserError where the heads do not divide the widths of keys and values.

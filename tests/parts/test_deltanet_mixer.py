@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from lightformers.errors import UserError
 from lightformers.kernels.delta_rule import delta_rule, reference
 from lightformers.kernels.linear_attention import linear_attention
+from lightformers.models.language.decoder import Decoder, DecoderConfig
+from lightformers.models.patterns import stack
 from lightformers.parts.mixers.deltanet import DeltaNet
 from lightformers.parts.mixers.linear_attention import LinearAttention
 from lightformers.parts.mixers.table import MIXERS, make
@@ -90,6 +92,22 @@ def test_a_state_that_swaps_needs_a_negative_eigenvalue() -> None:
     nothing, first = torch.zeros(1, 1, 101, 1), torch.tensor([[[[1.0], [0.0]]]])
     _, swapped = delta_rule(k, k, nothing, torch.full((1, 1, 101), 2.0), first)
     torch.testing.assert_close(swapped[0, 0, :, 0], torch.tensor([0.0, 1.0]), atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_hybrids_of_the_paper_are_patterns_of_layers() -> None:
+    torch.manual_seed(0)
+    delta, forward = {"kind": "deltanet", "heads": 2, "chunk": 4}, {"kind": "swiglu", "hidden": 24}
+    legend = {
+        "D": {"mixer": delta, "ffn": forward},
+        "W": {"mixer": {"kind": "attention", "heads": 2, "window": 3}, "ffn": forward},
+        "G": {"mixer": {"kind": "attention", "heads": 2, "rotary": False}, "ffn": forward},
+    }
+    for pattern in ("DWDW", "DGDG"):
+        model = Decoder(DecoderConfig(19, 16, stack(pattern, legend))).double().eval()
+        ids = torch.arange(9)[None]
+        out = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False, pad_token_id=0)  # fmt: skip
+        assert torch.equal(model(input_ids=out[:, :-1]).logits[:, 8:].argmax(-1), out[:, 9:])
 
 
 def test_autocast_keeps_the_state_in_float32() -> None:
