@@ -150,7 +150,8 @@ def _conclude(clock: common.Clock, seeds: tuple[int, ...], found: recall.Contest
         },
         limits=(
             "Models of tens of thousands of parameters and hundreds of steps; one mixer in four attends, in the paper one in "
-            "seven. Phone books and recall of many pairs were not learned by any arm at this size. Twelve-task averages, 3.5 trillion tokens and 8 billion parameters cannot be shown." + clock.note()
+            "seven. Phone books and recall of many pairs were not learned by any arm at this size in trials before. Twelve-task "
+            "averages, 3.5 trillion tokens and 8 billion parameters cannot be shown." + clock.note()
         ),
         started=clock.started,
         seeds=seeds,
