@@ -153,7 +153,9 @@ def _claim(session: _Arena) -> None:
     prints = {"request": session.settings.fingerprint(), "machine": measure.machine_fingerprint()}
     for task, source in session.settings.data.items():
         if Path(source).is_file():
-            prints[f"data of {task}"] = f"{Path(source).stat().st_size} bytes of {Path(source).stat().st_mtime_ns}"
+            prints[f"data of {task}"] = (
+                f"{Path(source).stat().st_size} bytes of {Path(source).stat().st_mtime_ns}"
+            )
     if session.settings.budget is not None:  # what a training gets depends on how many there are
         prints["cells"] = f"{len(session.pairs) * session.settings.seeds}"
     if file.is_file() and (old := read_json(file)) != prints:
