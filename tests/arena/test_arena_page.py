@@ -13,6 +13,7 @@ from rich.console import Console
 
 from lightformers.arena import page, plot, verdict
 from lightformers.cli import main
+from lightformers.slim.labels import labels
 
 
 def interval(value: float, half: float = 0.01) -> dict[str, float]:
@@ -68,7 +69,10 @@ def test_scores_are_means_over_tasks_that_a_mixer_finished() -> None:
 
 def test_sentences_come_from_the_numbers() -> None:
     said = BOTH["advice"]
-    assert said[0] == "Best over 2 tasks (listops, image): attention, 0.500 of the answers right."
+    best = "Best over 2 tasks (listops, image): attention, 0.500 of the answers right."
+    assert said[0] == f"{best} Not to be told apart on this data: linear:heads=2."
+    far = report(row("mqar", "attention", 0.9), row("mqar", "mamba", 0.88))
+    assert far["advice"][0].endswith("0.900 of the answers right.")
     assert "linear:heads=2, 2.00 times as fast as attention (score 0.490)" in said[1]
     assert "linear:heads=2, 0.25 of attention's" in said[2]
     assert said[3].startswith("Best over 1 task (mqar): attention") and len(said) == 4
@@ -191,3 +195,9 @@ def test_a_dry_run_prints_the_plan(
         and "fourier on listops" in said
         and "not fourier on mqar: it looks both ways" in said
     )
+
+
+def test_labels_keep_off_large_marks() -> None:
+    placed = labels([(1.0, 0.5, "one"), (1.02, 0.52, "two")], (-0.3, 0.3), (0.0, 1.0), radius=23)
+    for label in placed:
+        assert abs(label["ay"]) >= 22 or abs(label["ax"]) >= 23

@@ -256,3 +256,7 @@ def test_losses_are_thinned_to_means() -> None:
 def test_default_mixers_are_those_that_there_are(tmp_path: Path) -> None:
     found = arena(["listops"], out=tmp_path, dry_run=True).report
     assert [p["mixer"] for p in found["plan"]] == [name for name in run.DEFAULT if name in mixers.MIXERS]
+    probes = arena(["mqar"], out=tmp_path, dry_run=True).report
+    assert (
+        probes["plan"] and all(mixers.runs_on(p["mixer"]) for p in probes["plan"]) and not probes["refused"]
+    )

@@ -24,7 +24,7 @@ def test_a_tiny_budget(tmp_path: Path) -> None:
     made = reproduce.run("wide-attention", budget_seconds=2)
     made.write(tmp_path)
     assert Finding.read("wide-attention", tmp_path).verdict == made.verdict
-    assert len(made.seeds) == 2 and "instead of 300" in made.limits and "recall" in made.summary
+    assert len(made.seeds) == 2 and "instead of 300" in made.limits
     arms = {row["arm"]: row for row in made.table}
     assert set(arms) == {"attention, 4x4", "attention, 1x16"}
     assert arms["attention, 1x16"]["parameters"] < arms["attention, 4x4"]["parameters"]

@@ -24,12 +24,12 @@ class PairClassifier(nn.Module):
     """Two texts through one encoder, none seeing the other; on both vectors, their product and their difference, two
     layers (interaction "NLI" of Long Range Arena, arXiv 2011.04006). -> {"logits": (batch, classes)}."""
 
-    def __init__(self, config: EncoderConfig, hidden: int) -> None:
+    def __init__(self, config: EncoderConfig, hidden: int, classes: int) -> None:
         super().__init__()
         self.encoder = Encoder(config)
         self.head = nn.Sequential(
             nn.Linear(4 * config.hidden_size, hidden), nn.ReLU(), nn.Linear(hidden, hidden // 2), nn.ReLU(),
-            nn.Linear(hidden // 2, config.num_labels),
+            nn.Linear(hidden // 2, classes),
         )  # fmt: skip
 
     def forward(
@@ -55,7 +55,9 @@ def encoder(who: Contender, row: Row, split: Split, hidden: int) -> nn.Module:
         max_position_embeddings=split.length, positions="sinusoidal", pooling="mean", classifier_hidden=row.hidden,
         num_labels=split.classes,
     )  # fmt: skip
-    return PairClassifier(config, row.hidden) if split.pairs else EncoderForSequenceClassification(config)
+    if split.pairs:
+        return PairClassifier(config, row.hidden, split.classes)
+    return EncoderForSequenceClassification(config)
 
 
 def decoder(who: Contender, row: Row, vocab: int, length: int, hidden: int) -> nn.Module:

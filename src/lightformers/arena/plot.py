@@ -57,7 +57,7 @@ def chart(report: Mapping[str, Any], view: str) -> charts.Figure | None:
         ),
         yaxis=charts.axis("Share of right answers", range=list(heights), nticks=8),
         shapes=shapes,
-        annotations=labels([(p["x"], p["y"], p["name"]) for p in points], span, heights),
+        annotations=labels([(p["x"], p["y"], p["name"]) for p in points], span, heights, _LARGEST / 2),
     )  # fmt: skip
     return {"data": [t for t in data if t["x"]], "layout": layout}
 

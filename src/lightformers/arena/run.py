@@ -26,7 +26,7 @@ CELLS = ".arena"
 #: Mixers that are tried unless others are named: as many of these as there are.
 DEFAULT = (
     "attention", "local", "longformer", "bigbird", "linformer", "performer", "linear", "reformer", "sinkhorn",
-    "synthesizer", "sparse", "fourier", "mamba2", "deltanet",
+    "synthesizer", "sparse", "fourier", "linear_attention", "deltanet", "mamba", "mamba2",
 )  # fmt: skip
 
 
@@ -125,12 +125,15 @@ def _plan(
     if unknown := sorted(set(settings.data) - set(chosen)):
         raise UserError(f"--data is given for {', '.join(unknown)}, which is not among the tasks {', '.join(chosen)}")  # fmt: skip
     found = [mixers.contender(name) for name in dict.fromkeys(names or [d for d in DEFAULT if d in mixers.MIXERS])]  # fmt: skip
-    found.sort(key=lambda who: who.name != mixers.BASELINE)
-    session = _Arena(settings, out, progress, found, [(t, w) for t in chosen for w in found], [])
     probes = [task for task in chosen if is_probe(task)]
+    # the first is what speeds are told by: plain attention, else one that stands in every task
+    found.sort(key=lambda who: (who.name != mixers.BASELINE, bool(probes) and not mixers.runs_on(who.kind)))
+    session = _Arena(settings, out, progress, found, [(t, w) for t in chosen for w in found], [])
     both = [who for who in found if not mixers.runs_on(who.kind)]
     for task in probes:
         session.refuse(task, both, "it looks both ways, and this task asks a decoder")
+    if not names:  # nobody asked for them there
+        session.refused.clear()
     back = [who.name for who in found if mixers.looks_back(who.kind)]
     if back and len(probes) < len(chosen):
         session.warnings.append(
@@ -255,6 +258,7 @@ def _report(
     session: _Arena, about: dict[str, dict[str, Any]], trainings: list[dict[str, Any]], command: str, seconds: float
 ) -> dict[str, Any]:  # fmt: skip
     settings = session.settings
+    stood = [who for who in session.contenders if any(who is other for _, other in session.pairs)]
     rows = []
     for task, who in session.pairs:
         own = [t for t in trainings if t["task"] == task and t["mixer"] == who.name]
@@ -265,8 +269,8 @@ def _report(
         "machine": measure.machine(),
         "settings": vars(settings),
         "tasks": [{k: v for k, v in about[task].items() if k not in ("sizes", "speeds")} for task in session.tasks],
-        "mixers": [{"name": w.name, "kind": w.kind, "runs_on": mixers.runs_on(w.kind)} for w in session.contenders],
-        "baseline": session.contenders[0].name,
+        "mixers": [{"name": w.name, "kind": w.kind, "runs_on": mixers.runs_on(w.kind)} for w in stood],
+        "baseline": stood[0].name,
         "rows": rows,
         "refused": session.refused,
         "warnings": session.warnings,

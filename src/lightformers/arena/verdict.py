@@ -53,7 +53,7 @@ def done(report: Row, task: str | None = None) -> list[Row]:
 
 def scores(report: Row) -> list[dict[str, Any]]:
     """Per group of tasks ("arena" of encoders, "probes" of decoders) and mixer that stood in all of them: the mean
-    accuracy, and the geometric means of speed and memory beside the baseline's. The best first."""
+    accuracy with half of its interval, the geometric means of speed and memory beside the baseline's. The best first."""
     out = []
     for group, names in groups(report).items():
         table = {(r["task"], r["mixer"]): r for r in done(report)}
@@ -67,6 +67,7 @@ def scores(report: Row) -> list[dict[str, Any]]:
             memory = [r["memory"] / b["memory"] for r, b in zip(rows, bases) if b is not None and b["memory"]]
             out.append({
                 "group": group, "mixer": mixer["name"], "score": sum(r["quality"]["estimate"] for r in rows) / len(rows),
+                "half": math.hypot(*((r["quality"]["high"] - r["quality"]["low"]) / 2 for r in rows)) / len(rows),
                 "train": _middle([r["train"]["speedup"]["estimate"] for r in rows]),
                 "infer": _middle([r["infer"]["speedup"]["estimate"] for r in rows]),
                 "memory": _middle(memory) if len(memory) == len(rows) else None,
@@ -101,8 +102,12 @@ def advice(report: Row) -> list[str]:
         if not own:
             continue
         best, over = own[0], f"over {len(names)} task{'s' if len(names) > 1 else ''}"
+        near = [
+            s["mixer"] for s in own[1:] if best["score"] - s["score"] <= math.hypot(best["half"], s["half"])
+        ]
         said.append(
             f"Best {over} ({', '.join(names)}): {best['mixer']}, {best['score']:.3f} of the answers right."
+            + (f" Not to be told apart on this data: {', '.join(near)}." if near else "")
         )
         quick = max(own, key=lambda s: s["train"])
         if quick["train"] > 1.05:

@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from lightformers.telemetry import quiet
+
 
 def allocated(call: Callable[[], object], device: torch.device | str = "cpu") -> int:
     """Most bytes that tensors made during `call()` held at once.
@@ -23,7 +25,10 @@ def allocated(call: Callable[[], object], device: torch.device | str = "cpu") ->
         return torch.cuda.max_memory_allocated(device) - before
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with (
+        quiet(),
+        profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found,
+    ):  # it says that it starts
         call()
     assert found.profiler is not None and found.profiler.kineto_results is not None
     events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]

@@ -3,10 +3,9 @@
     lightformers reproduce wide-attention
 
 Hardware: two cores, five minutes. Encoders of width 64 with 16 heads of 16 channels in all, as 4x4, 2x8 and 1x16, learn TREC
-and AG News (words) and ListOps of up to 64 tokens, with softmax, local and linear attention; equal steps, rate and data. Then
-the wide one with a feed-forward as wide as gives it the parameters of the deep one, and a control that needs two layers:
-associative recall, by decoders. Expected: on texts the aspects are equal within noise, one layer is faster and smaller;
-recall and nested lists suffer from one layer, which qualifies the claim.
+and AG News (words) and ListOps of up to 64 tokens with softmax attention, the texts with local and linear attention too; equal
+steps, rate and data. Besides, the wide one with a feed-forward as wide as gives it the parameters of the deep one. Expected: on
+texts the aspects are equal within noise, one layer is faster and smaller; nested lists may suffer from one layer.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ from torch import nn
 
 from lightformers import measure, reproduce
 from lightformers.models.language import wide_attention as wide
-from lightformers.models.language.decoder import Decoder, DecoderConfig
 from lightformers.models.language.encoder import EncoderConfig, EncoderForSequenceClassification
 from lightformers.models.matching import match, parameters
 from lightformers.reproduce import common
-from lightformers.reproduce.finding import Finding
-from lightformers.tasks import probing, sequences
+from lightformers.reproduce.finding import Finding, Verdict
+from lightformers.stats import Interval
+from lightformers.tasks import sequences
 from lightformers.tasks.listops import listops
-from lightformers.tasks.probes import PROBES
 from lightformers.tasks.sequences import Sequences, Split
 from lightformers.train import Feed, Settings, fit
 
@@ -41,12 +39,11 @@ CLAIM = (
 )
 TOLERANCE, FASTER = 0.01, 1.5
 HEADS, SIZE, WIDTH, HIDDEN, LENGTH, WORDS, BATCH = 16, 16, 64, 128, 64, 4000, 32
-_LR = 1e-3
+_LR = 6e-3
 _DEEP, _MIDDLE, _WIDE, _EQUAL = "4x4", "2x8", "1x16", "1x16, equal parameters"
-_KINDS = ("attention", "local", "linear")
-_TEXTS, _RECALL = ("trec", "ag_news"), "recall"
-#: Recall that two layers can learn in so few steps.
-_PROBE = PROBES["mqar"].sized(length=32, pairs=4, vocab=32)
+_SOFTMAX, _OTHERS = "attention", ("local", "linear")
+_OPTIONS: dict[str, dict[str, Any]] = {"attention": {"rotary": False}, "local": {"block": 16}}
+_TEXTS = ("trec", "ag_news")
 
 
 @dataclass(frozen=True)
@@ -96,25 +93,19 @@ def words(name: str, clock: common.Clock) -> Split:
 
 
 def _arms(clock: common.Clock, tasks: list[str]) -> list[Arm]:
-    shapes = (_DEEP, _WIDE) if clock.few else (_DEEP, _MIDDLE, _WIDE)
-    kinds = _KINDS[:1] if clock.short else _KINDS
-    found = [Arm(task, kind, shape) for task in tasks for kind in kinds for shape in shapes]
-    if not clock.few:
-        found += [Arm(task, "attention", _EQUAL) for task in tasks]
-    return found + [Arm(_RECALL, "attention", shape) for shape in shapes]
-
-
-def _options(kind: str, causal: bool) -> dict[str, Any]:
-    return {"attention": {"rotary": causal}, "local": {"block": 16}}.get(kind, {})
+    """All aspects with softmax, on texts the deepest and the widest with the other attentions too."""
+    shapes = (_DEEP, _WIDE) if clock.few else (_DEEP, _MIDDLE, _WIDE, _EQUAL)
+    found = [Arm(task, _SOFTMAX, shape) for task in tasks for shape in shapes]
+    if not clock.short:
+        found += [
+            Arm(t, kind, shape) for t in tasks if t in _TEXTS for kind in _OTHERS for shape in (_DEEP, _WIDE)
+        ]
+    return found
 
 
 def build(arm: Arm, tasks: dict[str, Split], hidden: int = HIDDEN) -> nn.Module:
     """A model with random weights."""
-    rows = wide.layers(
-        wide.aspect(HEADS, arm.layers), SIZE, hidden, arm.kind, **_options(arm.kind, arm.task == _RECALL)
-    )
-    if arm.task == _RECALL:
-        return Decoder(DecoderConfig(_PROBE.vocab, WIDTH, rows, tie_word_embeddings=False))
+    rows = wide.layers(wide.aspect(HEADS, arm.layers), SIZE, hidden, arm.kind, **_OPTIONS.get(arm.kind, {}))
     split = tasks[arm.task]
     config = EncoderConfig(
         split.vocab,
@@ -130,27 +121,22 @@ def build(arm: Arm, tasks: dict[str, Split], hidden: int = HIDDEN) -> nn.Module:
 def _hidden() -> int:
     """Channels of the wide one's feed-forward at which it is as large as the deep one."""
     small = {"": listops(0, 2, 2, low=3, high=LENGTH + 1, depth=3)}
-    target = parameters(build(Arm("", "attention", _DEEP), small))
-    return match(lambda h: build(Arm("", "attention", _WIDE), small, h), target).width
+    target = parameters(build(Arm("", _SOFTMAX, _DEEP), small))
+    return match(lambda h: build(Arm("", _SOFTMAX, _WIDE), small, h), target).width
 
 
 def _trained(arm: Arm, tasks: dict[str, Split], hidden: int, steps: int, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = build(arm, tasks, hidden if arm.shape == _EQUAL else HIDDEN)
     settings = Settings(steps=max(steps, 1), lr=_LR, warmup=0.1, precision="fp32", seed=seed)
-    if arm.task == _RECALL:
-        fit(model, probing.Fresh(_PROBE, BATCH, seed), probing.asked_loss, settings)
-    else:
-        train = tasks[arm.task].train
-        feed = Feed(range(len(train)), lambda index, _: train.batch(index), train.lengths, BATCH * LENGTH, BATCH, seed=seed)  # fmt: skip
-        fit(model, feed, sequences.class_loss, settings)
+    train = tasks[arm.task].train
+    feed = Feed(range(len(train)), lambda index, _: train.batch(index), train.lengths, BATCH * LENGTH, BATCH, seed=seed)  # fmt: skip
+    fit(model, feed, sequences.class_loss, settings)
     return model.eval()
 
 
 def _score(arm: Arm, tasks: dict[str, Split], hidden: int, steps: int, seed: int) -> float:
     model = _trained(arm, tasks, hidden, steps, seed)
-    if arm.task == _RECALL:
-        return probing.score(model, _PROBE, 0, 256).value
     return sequences.score(model, tasks[arm.task].test).value
 
 
@@ -166,7 +152,7 @@ def _plan(clock: common.Clock, arms: list[Arm], tasks: dict[str, Split], hidden:
     return max(int(0.85 * clock.left(0.15) / seeds / cost), 2)
 
 
-def latencies(tasks: dict[str, Split], kinds: Sequence[str], rounds: int) -> dict[str, Any]:
+def latencies(tasks: dict[str, Split], kinds: Sequence[str], rounds: int) -> dict[str, Interval]:
     """kind -> how many times as fast the wide one answers one text of full length, paired, in turn with the deep one."""
     task = next(iter(tasks))
     ids = torch.randint(1, tasks[task].vocab, (1, LENGTH), generator=torch.Generator().manual_seed(0))
@@ -185,43 +171,41 @@ def _answer(model: nn.Module, ids: torch.Tensor) -> None:
     model(input_ids=ids)
 
 
+def _fast(found: Interval) -> Verdict:
+    if found.low > FASTER:
+        return "holds here"
+    return "does not hold here" if found.high < FASTER else "inconclusive"
+
+
 def _conclude(
     clock: common.Clock, seeds: tuple[int, ...], scores: dict[Arm, list[float]], used: list[int], tasks: dict[str, Split],
     hidden: int,
 ) -> Finding:  # fmt: skip
     kinds = list(dict.fromkeys(arm.kind for arm in scores))
 
-    def gains(names: Sequence[str], shape: str = _WIDE, of: Sequence[str] = kinds) -> list[float]:
+    def gains(names: Sequence[str], shape: str = _WIDE, of: Sequence[str] = (_SOFTMAX,)) -> list[float]:
         """Mean gain of a shape over the deep one, per seed."""
         found = [common.gain(scores[Arm(t, k, shape)], scores[Arm(t, k, _DEEP)]) for t in names for k in of]
         return [float(np.mean(column)) for column in zip(*found)]
 
     texts = [t for t in tasks if t in _TEXTS]
+    over = gains(texts, _WIDE, kinds)
     faster = latencies(tasks, kinds, 11 if clock.short else 101)
-    slowest = min(faster.values(), key=lambda f: f.low)
-    quick = (
-        "holds here"
-        if slowest.low > FASTER
-        else "does not hold here"
-        if slowest.high < FASTER
-        else "inconclusive"
+    verdict = common.together(
+        reproduce.judge(over, -TOLERANCE), _fast(min(faster.values(), key=lambda f: f.low))
     )
-    verdict = common.together(reproduce.judge(gains(texts), -TOLERANCE), quick)  # type: ignore[arg-type]
     best = [max(scores[Arm(t, k, _DEEP)][i] for k in kinds) for t in texts for i in range(len(seeds))]
     guess = float(np.mean([tasks[t].chance for t in texts]))
     ignorant = ""
     if float(np.mean(best)) - guess < 0.1:
         verdict, ignorant = "inconclusive", " Nothing follows: the deep encoders have hardly learnt."
-    size = {shape: parameters(build(Arm(texts[0], "attention", shape), tasks, hidden if shape == _EQUAL else HIDDEN))
+    size = {shape: parameters(build(Arm(texts[0], _SOFTMAX, shape), tasks, hidden if shape == _EQUAL else HIDDEN))
             for shape in (_DEEP, _MIDDLE, _WIDE, _EQUAL)}  # fmt: skip
     words_of = tasks[texts[0]].vocab * WIDTH
-    said = [f"accuracy of 1x16 over 4x4 on texts: {common.said(gains(texts))}"]
+    said = [f"accuracy of 1x16 over 4x4 on texts, over {len(kinds)} kinds of attention: {common.said(over)}"]
     if "listops" in tasks:
         said.append(f"on ListOps {common.said(gains(['listops']))}")
-        said.append(
-            f"with equal parameters, softmax, on texts {common.said(gains(texts, _EQUAL, ['attention']))}"
-        )
-    said.append(f"on associative recall {common.said(gains([_RECALL], _WIDE, ['attention']))}")
+        said.append(f"with equal parameters, softmax, on texts {common.said(gains(texts, _EQUAL))}")
     said.append(
         "one text is answered "
         + ", ".join(f"{f.estimate:.2f} times as fast ({k})" for k, f in faster.items())
@@ -235,9 +219,7 @@ def _conclude(
     table = []
     for (kind, shape), cells in rows.items():
         table.append(
-            reproduce.row(
-                f"{kind}, {shape}", **cells, parameters=size[shape] if kind == "attention" else None
-            )
+            reproduce.row(f"{kind}, {shape}", **cells, parameters=size[shape] if kind == _SOFTMAX else None)
         )
     return reproduce.conclude(
         slug="wide-attention",
@@ -245,16 +227,17 @@ def _conclude(
         verdict=verdict,
         summary="; ".join(said) + "." + ignorant,
         table=table,
-        baseline=f"attention, {_DEEP}",
+        baseline=f"{_SOFTMAX}, {_DEEP}",
         settings={
             "model": f"encoder, width {WIDTH}, {HEADS} heads of {SIZE} in all, feed-forward {HIDDEN} ({hidden} where equal)",
             "steps": dict(zip(map(str, seeds), used)),
             "learning rate": _LR,
-            "data": f"{', '.join(texts)} as words, at most {LENGTH}; ListOps of up to {LENGTH} tokens; recall of 4 pairs",
+            "data": f"{', '.join(texts)} as words, at most {LENGTH}; ListOps of up to {LENGTH} tokens",
         },
         limits=(
             "Small encoders, a few hundred steps, one learning rate for all aspects, three of the paper's ten attentions, none "
-            "of its long tasks; 0.3 points over 40 combinations cannot be seen here." + clock.note()
+            "of its long tasks; 0.3 points over 40 combinations cannot be seen here. Associative recall, which should need two layers, "
+            "is learnt by none of these in 700 steps and was left out." + clock.note()
         ),
         started=clock.started,
         seeds=seeds,

@@ -16,11 +16,14 @@ _SHIFTS = sorted(
 
 
 def labels(
-    marks: Sequence[tuple[float, float, str]], span: Sequence[float], heights: Sequence[float]
+    marks: Sequence[tuple[float, float, str]],
+    span: Sequence[float],
+    heights: Sequence[float],
+    radius: float = 7,
 ) -> list[dict[str, Any]]:
     """A label with a thin line to each mark (x, y, text), placed greedily so that few lie on each other.
 
-    span: range of the x axis, in powers of ten. heights: that of y.
+    span: range of the x axis, in powers of ten. heights: that of y. radius: of the marks, in pixels.
     """
     places = [
         (
@@ -39,7 +42,9 @@ def labels(
         ) -> int:
             a, b = at[0] + shift[0], at[1] + shift[1]
             outside = a < half or a > _WIDTH - half or b < _LINE / 2 or b > _HEIGHT - _LINE / 2
-            on_marks = sum(abs(a - c) < half + 7 and abs(b - d) < _LINE / 2 + 6 for c, d in places)
+            on_marks = sum(
+                abs(a - c) < half + radius and abs(b - d) < _LINE / 2 + radius - 1 for c, d in places
+            )
             on_texts = sum(abs(a - c) < half + h + 3 and abs(b - d) < _LINE for c, d, h in taken)
             return on_marks + 2 * on_texts + 4 * outside
 
@@ -48,7 +53,7 @@ def labels(
         out.append(
             {
                 "x": math.log10(x), "y": y, "ax": dx, "ay": dy, "text": escape(text), "showarrow": True, "arrowhead": 0,
-                "arrowwidth": 1, "arrowcolor": "@line", "standoff": 6, "font": {"size": 11, "color": "@ink"},
+                "arrowwidth": 1, "arrowcolor": "@line", "standoff": radius - 1, "font": {"size": 11, "color": "@ink"},
             }
         )  # fmt: skip
     return out

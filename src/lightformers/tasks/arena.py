@@ -88,7 +88,7 @@ def text(seed: int, source: str | Path | None, length: int, train: int, test: in
         rows = [(encode(code, length), k) for k, p in enumerate(chosen) for code in _some(rng, part[p], each)]
         made.append(_sequences([rows[i] for i in rng.permutation(len(rows))]))
     about = f"which package is this function of: {', '.join(chosen)}"
-    return Split(*made, classes=len(chosen), vocab=257, length=length, about=about)
+    return Split(made[0], made[1], classes=len(chosen), vocab=257, length=length, about=about)
 
 
 def retrieval(seed: int, source: str | Path | None, length: int, train: int, test: int) -> Split:
@@ -112,7 +112,9 @@ def retrieval(seed: int, source: str | Path | None, length: int, train: int, tes
                 other = _some(rng, modules[names[second]], 1)[0]
             rows.append((encode(one, length), encode(other, length), label))
         made.append(_sequences(rows))
-    return Split(*made, classes=2, vocab=257, length=length, about="are these two functions of one module")
+    return Split(
+        made[0], made[1], classes=2, vocab=257, length=length, about="are these two functions of one module"
+    )
 
 
 def image(seed: int, source: str | Path | None, side: int, train: int, test: int) -> Split:
@@ -199,8 +201,8 @@ def _named(split: Mapping[str, list[tuple[Any, ...]]], vocab: int, length: int, 
     if len(names) < 2:
         raise DataError(f"{about}: there is one label alone, {names[0]!r}")
     number = {name: i for i, name in enumerate(names)}
-    made = (_sequences([(*row[:-1], number[row[-1]]) for row in split[part]]) for part in ("train", "test"))
-    return Split(*made, classes=len(names), vocab=vocab, length=length, about=about)
+    train, test = (_sequences([(*row[:-1], number[row[-1]]) for row in split[p]]) for p in ("train", "test"))
+    return Split(train, test, classes=len(names), vocab=vocab, length=length, about=about)
 
 
 def _sequences(rows: Sequence[tuple[Any, ...]]) -> Sequences:

@@ -6,7 +6,7 @@ Nangia and Bowman (2018, arXiv 1804.06028), in the long form of Long Range Arena
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -46,7 +46,7 @@ def draw(
 def _attempt(rng: np.random.Generator, high: int, depth: int, arguments: int) -> list[int] | None:
     out: list[int] = []
     open_: list[int] = []  # nodes that each open list still lacks
-    chances = iter(())
+    chances: Iterator[list[float]] = iter(())
     while True:
         if not open_ and out:
             return out if len(out) < high else None
@@ -56,7 +56,7 @@ def _attempt(rng: np.random.Generator, high: int, depth: int, arguments: int) ->
             continue
         if open_:
             open_[-1] -= 1
-        drawn = next(chances, None)
+        drawn: list[float] | None = next(chances, None)
         if drawn is None:  # many at once: a draw of one number costs as much as of sixty
             chances = iter(rng.random((64, 3)).tolist())
             drawn = next(chances)
@@ -96,7 +96,9 @@ def _apply(operator: str, arguments: list[int]) -> int:
     """MED is the median cut to a whole number, SM the sum modulo 10."""
     if operator == "MED":
         return int(statistics.median(arguments))
-    return {"MIN": min, "MAX": max, "SM": lambda a: sum(a) % 10}[operator](arguments)
+    if operator == "SM":
+        return sum(arguments) % 10
+    return min(arguments) if operator == "MIN" else max(arguments)
 
 
 def parse(tokens: Sequence[int]) -> Tree:
@@ -168,6 +170,6 @@ def listops(
             raise UserError(f"there are hardly more than {len(found)} distinct expressions of these sizes: ask for fewer")  # fmt: skip
     rows = [np.array(t, np.uint8) for t in found]
     labels = np.array([evaluate(t) for t in found], np.int64)
-    parts = (Sequences(rows[a:b], labels[a:b]) for a, b in ((0, train), (train, train + test)))
+    learnt, asked = (Sequences(rows[a:b], labels[a:b]) for a, b in ((0, train), (train, train + test)))
     about = f"ListOps, {low + 1} to {high - 1} tokens, depth {depth}"
-    return Split(*parts, classes=10, vocab=len(TOKENS), length=high - 1, about=about)
+    return Split(learnt, asked, classes=10, vocab=len(TOKENS), length=high - 1, about=about)

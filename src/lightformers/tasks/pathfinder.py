@@ -159,4 +159,4 @@ def pathfinder(seed: int, train: int, test: int, size: int = 32) -> Split:
             rows.append(image.ravel().astype(np.uint16) + 1)
         parts.append(Sequences(rows, labels.astype(np.int64)))
     about = f"Pathfinder, {size} x {size}, drawn here"
-    return Split(*parts, classes=2, vocab=257, length=size * size, about=about)
+    return Split(parts[0], parts[1], classes=2, vocab=257, length=size * size, about=about)
