@@ -12,6 +12,7 @@ from lightformers.models.language import patterns
 from lightformers.models.patterns import stack
 
 DECODER = "lightformers.models.language.decoder:Decoder"
+CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,49 @@ def _llama(width: int, depth: int, heads: int, kv_heads: int, hidden: int, words
     }  # fmt: skip
 
 
+def _masformer(width: int, heads: int, block: int, length: int, pattern: str) -> dict[str, Any]:
+    """The shape of GPT-Neo; F: full attention, L: own block and the one before."""
+    given = {"heads": heads, "rotary": False, "out_bias": True}
+    forward = {"kind": "mlp", "hidden": 4 * width, "activation": "gelu_tanh", "bias": True}
+    legend = {
+        "F": {"mixer": {"kind": "attention", **given}, "ffn": forward},
+        "L": {"mixer": {"kind": "block-attention", "block": block, **given}, "ffn": forward},
+    }
+    return {
+        "vocab_size": 50257, "hidden_size": width, "layers": stack(pattern, legend), "norm": "layer", "norm_eps": 1e-5,
+        "positions": "learned", "max_position_embeddings": length, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
+def _wide(depth: int) -> dict[str, Any]:
+    """Long Range Arena's encoder for ListOps, its 32 heads of 64 in so many layers (arXiv 2210.00640)."""
+    mixer = {"kind": "attention", "heads": 32 // depth, "head_size": 64, "rotary": False}
+    layer = {"mixer": mixer, "ffn": {"kind": "mlp", "hidden": 1024, "bias": True}}
+    return {
+        "vocab_size": 16, "hidden_size": 512, "num_labels": 10, "classifier_hidden": 1024, "max_position_embeddings": 2000,
+        "layers": stack("A" * depth, {"A": layer}),
+    }  # fmt: skip
+
+
+def _deltanet(width: int, depth: int, hidden: int) -> dict[str, Any]:
+    layer = {
+        "mixer": {"kind": "deltanet", "heads": width // 128},
+        "ffn": {"kind": "swiglu", "hidden": hidden},
+    }
+    return {
+        "vocab_size": 32000, "hidden_size": width, "layers": stack("D" * depth, {"D": layer}),
+        "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+def _matmul_free(width: int, depth: int) -> dict[str, Any]:
+    layer = {"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu"}}
+    return {
+        "vocab_size": 32000, "hidden_size": width, "layers": stack("G" * depth, {"G": layer}),
+        "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False, "head": "bit",
+    }  # fmt: skip
+
+
 def _mamba(width: int, depth: int, words: int = 50280) -> dict[str, Any]:
     return {
         "vocab_size": words, "hidden_size": width, "layers": stack("M" * depth, {"M": {"mixer": {"kind": "mamba"}}}),
@@ -69,6 +113,16 @@ def _mamba2_hybrid(
 
 
 PRESETS: dict[str, Preset] = {
+    "masformer-1.3b": Preset(
+        _masformer(2048, 16, 1024, 8192, "F" * 8 + "L" * 16), 1_328_158_720, source="arXiv 2310.12442"
+    ),
+    "deltanet-340m": Preset(
+        _deltanet(1024, 24, 2816),
+        374_362_112,
+        source="the authors' configuration of the 340M model, arXiv 2406.06484; counted",
+    ),
+    "deltanet-1.3b": Preset(_deltanet(2048, 24, 5632), 1_365_677_056, source="arXiv 2406.06484"),
+    "matmul-free-1.3b": Preset(_matmul_free(2048, 24), 1_364_779_008, source="arXiv 2406.02528"),
     "mamba-130m": Preset(_mamba(768, 24), 129_135_360, source="arXiv 2312.00752"),
     "mamba2-hybrid-8b": Preset(
         _mamba2_hybrid(4096, 56, 32, 8, 8, 256000), 8_654_517_248, source="arXiv 2406.07887"
@@ -85,6 +139,15 @@ PRESETS: dict[str, Preset] = {
     ),
     "transformer-llama-1.1b": Preset(
         _llama(2048, 22, 32, 4, 5632, 32000, 2048, False), 1_100_048_384, source="TinyLlama, arXiv 2401.02385"
+    ),
+    "wide-listops-4x8": Preset(
+        _wide(4), 8_947_722, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
+    ),
+    "wide-listops-2x16": Preset(
+        _wide(2), 6_843_402, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
+    ),
+    "wide-listops-1x32": Preset(
+        _wide(1), 5_791_242, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
     ),
 }
 
