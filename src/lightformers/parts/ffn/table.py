@@ -2,4 +2,9 @@
 
 from __future__ import annotations
 
-FEED_FORWARDS: dict[str, str] = {}
+FEED_FORWARDS: dict[str, str] = {
+    "memory": "lightformers.parts.ffn.memory_layer:MemoryFeedForward",
+    "pattention": "lightformers.parts.pattention:feed_forward",
+    "structured": "lightformers.parts.ffn.structured:StructuredFeedForward",
+    "thor": "lightformers.parts.routing.thor:StochasticExperts",
+}
