@@ -93,4 +93,4 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(UserError, match="low <= 0"):
         QuantizableMixer(8, 2, low=0.1)
     with pytest.raises(UserError, match="do not divide"):
-        MemoryAttention(12, 2, bits=5)
+        MemoryAttention(16, 2, bits=5)

@@ -80,10 +80,11 @@ def test_starts() -> None:
     wide = BlockShuffleLinear(16, 32, 4)
     torch.testing.assert_close(wide.first[1] @ wide.first[1].T, eye)
     torch.testing.assert_close(wide.second[2].T @ wide.second[2], eye)
-    low = structured("low_rank", 40, 60, 40)
+    low = structured("low_rank", 40, 90, 27)
     values = torch.linalg.svdvals(dense(low))
-    torch.testing.assert_close(torch.linalg.svdvals(low.first) ** 2, values, atol=1e-4, rtol=1e-3)
-    assert 0.9 < values.square().sum() / 60 < 1.1  # of a dense matrix of variance 1 / 40
+    torch.testing.assert_close(torch.linalg.svdvals(low.first) ** 2, values[:27], atol=1e-4, rtol=1e-3)
+    # the largest 27 of the 40 singular values of a dense matrix of variance 1 / 40, whose squares add up to about 90
+    assert 27 / 40 < values.square().sum() / 90 < 1
     assert low.bias is not None and not low.bias.any()
 
 
@@ -212,7 +213,7 @@ def test_guides_help_where_the_factors_learn_slowly() -> None:
             fit(model, feed, SelfGuided(objective, 30) if guides else objective, settings)
             if guides:
                 release(model)
-            lost.append(float((model(x) - goal).square().mean()))
+            lost.append(float((model(x) - goal).square().mean().detach()))
         gains.append(lost[0] - lost[1])
     assert sum(g > 0 for g in gains) >= 3
 
