@@ -189,6 +189,6 @@ def test_bad_input_is_refused() -> None:
         pass
     with pytest.raises(UserError, match="no expert 2"), routed(layer, "batch", expert=2):
         pass
-    layer.is_gradient_checkpointing = True  # type: ignore[assignment]
+    layer.gradient_checkpointing = True  # type: ignore[assignment]
     with pytest.raises(UserError, match="checkpointing"):
         TwoPasses(cross_entropy)(layer, Batch({}, {}))

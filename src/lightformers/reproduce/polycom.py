@@ -105,7 +105,7 @@ def effective_rank(bundle: Bundle, job: Any) -> float:
         for layer in layers
     ]
     try:
-        for batch in batches(bundle, job.splits["verify"][:8]):
+        for batch in batches(bundle, job.splits["verify"][:4]):
             bundle.model(**batch.inputs, use_cache=False)
     finally:
         for hook in hooks:

@@ -67,7 +67,7 @@ class TwoPasses:
 
     def __call__(self, module: nn.Module, batch: Batch) -> Tensor:
         layers, arguments = stochastic(module), plain_arguments(module)
-        if layers and getattr(module, "is_gradient_checkpointing", False):
+        if layers and any(getattr(m, "gradient_checkpointing", False) for m in module.modules()):
             raise UserError(
                 "recomputed activations would draw other experts: switch gradient checkpointing off"
             )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import UserError
+from lightformers.parts.ffn.plain import activation_of
 from lightformers.parts.low_rank import LowRankLinear, break_even
 
 Form = Literal["low_rank", "block_dense", "block_shuffle"]
@@ -136,14 +137,15 @@ class StructuredFeedForward(nn.Module):
 
     hidden: the width between, 4 * width by default. form, rank, blocks: see `structured`; by default about a third of the
     weights of the dense layer: rank width / 4 for low_rank, width / 3 with 2 blocks for block_dense, 4 blocks for
-    block_shuffle. activation: a name of `parts.activations`. Keep the first layer of a model dense, as the paper does.
+    block_shuffle. activation: as in `MLP`. Keep the first layer of a model dense, as the paper does.
     """
 
     def __init__(
         self, width: int, *, hidden: int | None = None, form: Form = "low_rank", rank: int | None = None,
-        blocks: int | None = None, bias: bool = True,
+        blocks: int | None = None, activation: str = "gelu", bias: bool = True,
     ) -> None:  # fmt: skip
         super().__init__()
+        self.activation = activation_of(activation)
         hidden = hidden or 4 * width
         blocks = blocks or {"block_dense": 2, "block_shuffle": 4}.get(form, 1)
         rank = rank or {"low_rank": width // 4, "block_dense": width // 3 // blocks * blocks}.get(form, 0)
@@ -151,7 +153,7 @@ class StructuredFeedForward(nn.Module):
         self.down = structured(form, hidden, width, rank, blocks, bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(nn.functional.gelu(self.up(x)))
+        return self.down(self.activation(self.up(x)))
 
 
 def _divides(blocks: int, **sizes: int) -> None:
