@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightformers.bundle import Batch
 from lightformers.errors import ModelError, UserError
-from lightformers.parts.pattention import Pattention, feed_forward, pattention
+from lightformers.parts.ffn.pattention import Pattention, feed_forward, pattention
 from lightformers.train import Settings, fit
 from lightformers.train.growth import grow, grown_state
 

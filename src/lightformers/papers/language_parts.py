@@ -55,7 +55,7 @@ PAPERS = (
             "Makes every projection an attention over learned key/value parameter tokens, so that a trained "
             "model grows by appending tokens."
         ),
-        part="lightformers.parts.pattention:Pattention",
+        part="lightformers.parts.ffn.pattention:Pattention",
     ),
     Paper(
         slug="thor",

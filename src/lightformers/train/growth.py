@@ -9,7 +9,7 @@ from torch import nn
 
 from lightformers.errors import ModelError, UserError
 from lightformers.models.language.decoder import Decoder
-from lightformers.parts.pattention import Init, Pattention
+from lightformers.parts.ffn.pattention import Init, Pattention
 from lightformers.train.state import TrainState
 
 

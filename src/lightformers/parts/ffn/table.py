@@ -5,7 +5,7 @@ from __future__ import annotations
 FEED_FORWARDS: dict[str, str] = {
     "memory": "lightformers.parts.ffn.memory_layer:MemoryFeedForward",
     "mlp": "lightformers.parts.ffn.plain:MLP",
-    "pattention": "lightformers.parts.pattention:feed_forward",
+    "pattention": "lightformers.parts.ffn.pattention:feed_forward",
     "structured": "lightformers.parts.ffn.structured:StructuredFeedForward",
     "swiglu": "lightformers.parts.ffn.plain:SwiGLU",
     "thor": "lightformers.parts.routing.thor:StochasticExperts",

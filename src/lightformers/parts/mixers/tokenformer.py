@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lightformers.parts.ffn.pattention import Norm, Pattention
 from lightformers.parts.mixers import State
 from lightformers.parts.mixers.attention import Attention
-from lightformers.parts.pattention import Norm, Pattention
 
 
 class TokenformerAttention(nn.Module):
