@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import UserError
+from lightformers.parts.ffn import polycom
 from lightformers.parts.ffn.polycom import PolyNorm, PolyReLU, poly_norm, poly_relu, ungated
 
 
@@ -52,6 +53,23 @@ def test_outputs_and_gradients_are_the_literal_ones(
     for mine, theirs in zip(found, wanted):
         within = tolerance * (1 + float(theirs.abs().max()))
         torch.testing.assert_close(mine.double(), theirs, atol=within, rtol=0)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pieces_change_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More rows than fit one piece, gradients that are not contiguous."""
+    fast, literal = PAIRS[name]
+    x = torch.randn(3, 50, 7, dtype=torch.float64).mT.requires_grad_()
+    a, b = (
+        torch.randn(3, dtype=torch.float64, requires_grad=True),
+        torch.zeros(1, dtype=torch.float64, requires_grad=True),
+    )
+    along = torch.randn(3, 50, 7, dtype=torch.float64).mT
+    monkeypatch.setattr(polycom, "_PIECE", 170)
+    for mine, theirs in zip(*(torch.autograd.grad(f(x, a, b), (x, a, b), along) for f in (fast, literal))):
+        torch.testing.assert_close(mine, theirs)
+    empty = torch.zeros(0, 5, dtype=torch.float64)
+    assert fast(empty, a, b).shape == (0, 5)
 
 
 def test_a_polynomial_can_be_the_relu() -> None:

@@ -7,6 +7,7 @@ are shared by its channels and start at 1 / order, the constant at 0. weight: (o
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightformers.errors import UserError
+
+#: Numbers that are worked on at a time on a processor.
+_PIECE = 1 << 16
 
 
 def poly_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -92,63 +96,109 @@ def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _PolyReLU(torch.autograd.Function):
+def _pieces(x: Tensor) -> tuple[Tensor, ...]:
+    """(rows, channels) in pieces that stay in a processor's cache while a dozen operations go over them."""
+    rows = max(_PIECE // max(x.shape[1], 1), 1) if x.device.type == "cpu" else max(len(x), 1)
+    return x.split(rows)
+
+
+def _forward(ctx: Any, form: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    ctx.save_for_backward(x, weight)
+    a, out = _wide(weight), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    rows, into = x.reshape(-1, x.shape[-1]), out.view(-1, x.shape[-1])
+    for piece, place in zip(_pieces(rows), _pieces(into)):
+        place.copy_(form.forward(_wide(piece), a).add_(bias))
+    return out
+
+
+def _backward(ctx: Any, form: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    x, weight = ctx.saved_tensors
+    a, dx = _wide(weight), torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    tensors = (x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1]), dx.view(-1, x.shape[-1]))
+    dweight, dbias = torch.zeros_like(a), torch.zeros_like(a[:1])
+    for piece, g, place in zip(*map(_pieces, tensors)):
+        slope, sums = form.backward(_wide(piece), a, _wide(g))
+        place.copy_(slope)
+        dweight += torch.stack(sums[::-1])
+        dbias += _wide(g).sum()
+    return dx, dweight.to(weight.dtype), dbias.to(weight.dtype)
+
+
+class _ReLUForm:
+    """sum_k a_k relu(v)^k without the constant, and its gradients: by v, and for a_1, a_2, ..."""
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        u, a = _wide(x).relu(), _wide(weight)
+    def forward(v: Tensor, a: Tensor) -> Tensor:
+        u = v.relu()
         out = u * a[0]
         for k in range(1, len(a)):
             out = out.add_(a[k]).mul_(u)
-        return out.add_(bias).to(x.dtype)
+        return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
-        u, a, g = _wide(x).relu(), _wide(weight), _wide(grad)
-        order = len(a)
-        slope = torch.full_like(u, float(order)) * a[0]
-        sums, power = [], g
+    def backward(v: Tensor, a: Tensor, g: Tensor) -> tuple[Tensor, list[Tensor]]:
+        u, order = v.relu(), len(a)
+        slope, sums, power = torch.full_like(u, float(order)) * a[0], [], g
         for k in range(1, order + 1):
             power = power * u
             sums.append(power.sum())
             if k < order:
                 slope = slope.mul_(u).add_((order - k) * a[k])
-        dx = slope.mul_(g).mul_(x > 0)
-        dweight = torch.stack(sums[::-1]).to(weight.dtype)
-        return dx.to(x.dtype), dweight, g.sum().view(1).to(weight.dtype)
+        return slope.mul_(g).mul_(v > 0), sums
 
 
-class _PolyNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        v, a = _wide(x), _wide(weight)
-        order, square = len(a), v * v
-        scales, power = [], square
+@dataclass(frozen=True)
+class _NormForm:
+    """sum_k a_k v^k / sqrt(mean(v^2k) + eps) without the constant, and its gradients as in `_ReLUForm`."""
+
+    eps: float
+
+    def scales(self, v: Tensor, order: int) -> list[Tensor]:
+        square = power = v * v
+        out = []
         for k in range(1, order + 1):
-            scales.append((power.mean(-1, keepdim=True) + eps).rsqrt())
-            if k < order:
-                power = power * square
+            out.append((power.mean(-1, keepdim=True) + self.eps).rsqrt())
+            power = power * square if k < order else power
+        return out
+
+    def forward(self, v: Tensor, a: Tensor) -> Tensor:
+        order, scales = len(a), self.scales(v, len(a))
         out = v * (scales[-1] * a[0])
         for k in range(1, order):
             out = out.add_(scales[order - 1 - k] * a[k]).mul_(v)
-        ctx.save_for_backward(x, weight, *scales)
-        return out.add_(bias).to(x.dtype)
+        return out
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        x, weight, *scales = ctx.saved_tensors
-        v, a, g = _wide(x), _wide(weight), _wide(grad)
-        order, dx = len(a), torch.zeros_like(v)
-        sums, lower = [], torch.ones_like(v)  # lower: v^(k-1)
-        for k in range(1, order + 1):
-            power, scale = lower * v, scales[k - 1]
+    def backward(self, v: Tensor, a: Tensor, g: Tensor) -> tuple[Tensor, list[Tensor]]:
+        order, dx, sums = len(a), torch.zeros_like(v), []
+        lower = torch.ones_like(v)  # v^(k-1)
+        for k, scale in enumerate(self.scales(v, order), 1):
+            power = lower * v
             along = (g * power).sum(-1, keepdim=True)
             sums.append((along * scale).sum())
             inner = g - power * (scale.square() * along / v.shape[-1])
             dx = dx.addcmul_(inner.mul_(lower), k * a[order - k] * scale)
             lower = power
-        dweight = torch.stack(sums[::-1]).to(weight.dtype)
-        return dx.to(x.dtype), dweight, g.sum().view(1).to(weight.dtype), None
+        return dx, sums
+
+
+class _PolyReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _forward(ctx, _ReLUForm, x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _backward(ctx, _ReLUForm, grad)
+
+
+class _PolyNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+        ctx.form = _NormForm(eps)
+        return _forward(ctx, ctx.form, x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        return *_backward(ctx, ctx.form, grad), None
