@@ -55,6 +55,7 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
     "mamba": {"state": 4},
     "mamba, constant rates": {"state": 4, "selective": False},
     "mamba2": {"state": 4, "head": 8, "groups": 2, "chunk": 4},
+    "memory": {"heads": 2, "bits": 4},
     "mixed": {"heads": 2, "kernel": 3},
     "mlgru": {},
     "mlgru, full": {"ternary": False, "gate": "paper"},
@@ -64,8 +65,18 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
 }
 FFN_OPTIONS: dict[str, dict[str, Any]] = {
     "bit_swiglu": {"hidden": 20},
+    "quantizable": {"heads": 2, "low": -0.02},
+    "quantizable, gated": {"heads": 2, "gate": "linear", "opening": 0.25},
+    "tokenformer": {"heads": 2, "tokens": 12},
+}
+FFN_OPTIONS: dict[str, dict[str, Any]] = {
+    "memory": {"bits": 4},
     "mlp": {"hidden": 24, "activation": "squared_relu", "bias": True},
+    "mlp, polynomial": {"hidden": 24, "activation": "poly_norm"},
+    "pattention": {"tokens": 24},
+    "structured": {"hidden": 24, "rank": 4, "activation": "poly_relu"},
     "swiglu": {"hidden": 20},
+    "thor": {"hidden": 24, "experts": 1},  # a second expert would learn from other batches
 }
 PLAIN = {"kind": "attention", "heads": 2}
 

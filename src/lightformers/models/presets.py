@@ -112,6 +112,22 @@ def _mamba2_hybrid(
     }  # fmt: skip
 
 
+def _tokenformer(width: int, depth: int, heads: int) -> dict[str, Any]:
+    layer = {"mixer": {"kind": "tokenformer", "heads": heads}, "ffn": {"kind": "pattention"}}
+    return {
+        "vocab_size": 50304, "hidden_size": width, "layers": stack("A" * depth, {"A": layer}), "norm": "layer",
+        "max_position_embeddings": 2048,
+    }  # fmt: skip
+
+
+def _memoryformer(width: int, depth: int, heads: int) -> dict[str, Any]:
+    layer = {"mixer": {"kind": "memory", "heads": heads}, "ffn": {"kind": "memory"}}
+    return {
+        "vocab_size": 50304, "hidden_size": width, "layers": stack("A" * depth, {"A": layer}),
+        "tie_word_embeddings": False, "max_position_embeddings": 2048,
+    }  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
     "masformer-1.3b": Preset(
         _masformer(2048, 16, 1024, 8192, "F" * 8 + "L" * 16), 1_328_158_720, source="arXiv 2310.12442"
@@ -131,6 +147,12 @@ PRESETS: dict[str, Preset] = {
         _mamba2_hybrid(512, 24, 8, 4, 1, 32000),
         76_715_488,
         source="the pattern of arXiv 2406.07887 at 24 layers",
+    ),
+    "memoryformer-tiny": Preset(_memoryformer(512, 6, 8), 466_777_856, source="arXiv 2411.12992"),
+    "tokenformer-150m": Preset(
+        _tokenformer(768, 12, 12),
+        151_918_080,
+        source="arXiv 2410.23168: 151,881,216, and the weights of 24 norms that have none there",
     ),
     "transformer-gpt2-124m": Preset(_gpt2(768, 12, 12), 124_439_808, source="GPT-2 small"),
     "transformer-gpt2-355m": Preset(_gpt2(1024, 24, 16), 354_823_168, source="GPT-2 medium"),

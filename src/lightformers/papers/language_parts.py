@@ -122,7 +122,7 @@ PAPERS = (
             "Builds feed-forward layers from low-rank, block-shuffled or block-dense factors from the start, "
             "guided early by a dense matrix that fades out."
         ),
-        part="lightformers.parts.ffn.structured:StructuredLinear",
+        part="lightformers.parts.ffn.structured:StructuredFeedForward",
     ),
     Paper(
         slug="primer",

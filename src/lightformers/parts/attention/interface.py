@@ -86,7 +86,7 @@ def clipped_softmax(scores: Tensor, low: float = 0.0, high: float = 1.0) -> Tens
     Small probabilities become exactly 0, large ones exactly 1, both without gradient; rows no longer sum to 1
     (Quantizable Transformers, Bondarenko et al., 2023, arXiv 2306.12929, equation 4).
     """
-    out = scores.softmax(-1, dtype=torch.float32)
+    out = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     if low or high != 1:
         out = ((high - low) * out + low).clamp(0, 1)
     return out.to(scores.dtype)

@@ -23,6 +23,7 @@ MIXERS: dict[str, str] = {
     "linear_attention": "lightformers.parts.mixers.linear_attention:LinearAttention",
     "mamba": "lightformers.parts.mixers.mamba:Mamba",
     "mamba2": "lightformers.parts.mixers.mamba2:Mamba2",
+    "memory": "lightformers.parts.mixers.memory:MemoryAttention",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
     "mlgru": "lightformers.parts.mixers.mlgru:MLGRU",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
@@ -39,6 +40,8 @@ MIXERS: dict[str, str] = {
     "sparse": "lightformers.parts.mixers.efficient:sparse",
     "synthesizer": "lightformers.parts.mixers.efficient:synthesizer",
     "primer": "lightformers.parts.mixers.primer:PrimerAttention",
+    "quantizable": "lightformers.parts.mixers.quantizable:QuantizableMixer",
+    "tokenformer": "lightformers.parts.mixers.tokenformer:TokenformerAttention",
 }
 #: What the model gives to a part; a configuration does not name it.
 _GIVEN = ("width", "layer", "layers")
