@@ -247,10 +247,7 @@ def build_from_manifest(folder: str | Path, config: Any) -> nn.Module:
             f">= {manifest.get('needs', manifest.get('lightformers'))} (pip install -U lightformers)"
         )
     config = copy.deepcopy(config)
-    if hasattr(
-        config, "quantization_config"
-    ):  # stands there to keep plain transformers from opening the folder
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)  # there to keep plain transformers from opening the folder
     try:
         model = _skeleton(_model_class(manifest["class"]), config)
         _reshape(model, manifest)
@@ -281,15 +278,14 @@ def _made(what: Mapping[str, Any]) -> nn.Module:
 
 
 def _reshape(model: nn.Module, manifest: Mapping[str, Any]) -> None:
-    for path, what in manifest["modules"].items():
+    added = manifest.get("added", {})
+    for path, what in {**manifest["modules"], **added}.items():
         owner, _, leaf = path.rpartition(".")
-        model.get_submodule(path)  # the place must exist
-        setattr(model.get_submodule(owner), leaf, _made(what))
-    for path, what in manifest.get("added", {}).items():
-        owner, _, leaf = path.rpartition(".")
-        if hasattr(model.get_submodule(owner), leaf) or not KINDS[what["kind"]].beside:
-            raise ModelError(f"{path} cannot stand beside what the config builds: the manifest is damaged")
-        model.get_submodule(owner).add_module(leaf, _made(what))
+        parent = model.get_submodule(owner)
+        free = not hasattr(parent, leaf) and KINDS[what["kind"]].beside
+        if not (free if path in added else parent._modules.get(leaf) is not None):
+            raise ModelError(f"{path} is no place for {what['kind']}: the manifest is damaged")
+        setattr(parent, leaf, _made(what))
     for path in reversed(manifest["removed"]):
         owner, _, leaf = path.rpartition(".")
         parent = model.get_submodule(owner)
@@ -301,10 +297,6 @@ def _reshape(model: nn.Module, manifest: Mapping[str, Any]) -> None:
         module = model.get_submodule(path)
         for name, value in values.items():
             # only numbers that the module has already: a file cannot plant anything else
-            if (
-                name.startswith("_")
-                or type(vars(module).get(name)) not in (int, float)
-                or type(value) not in (int, float)
-            ):
+            if name.startswith("_") or not {type(vars(module).get(name)), type(value)} <= {int, float}:
                 raise ModelError(f"{manifest['class']} has no number {path}.{name}: the manifest is damaged")
             setattr(module, name, value)

@@ -197,6 +197,10 @@ def test_a_graph_of_linear_attention_holds_for_other_lengths() -> None:
     local = next(iter(swapped.cores(swap(made_plain(), "local").model).values()))
     with pytest.raises(ModelError, match="one length"):
         torch.jit.trace(local, (q, k, v, mask))
+    n = torch.export.Dim("n", min=2, max=48)
+    shapes = ({2: n}, {2: n}, {2: n}, {1: n})
+    exported = torch.export.export(part, (q, k, v, mask.bool()), dynamic_shapes=shapes).module()
+    torch.testing.assert_close(exported(*longer, late.bool()), part(*longer, late))
 
 
 def made_plain() -> Bundle:
@@ -222,7 +226,17 @@ def test_other_refusals() -> None:
     bart = T.BartModel(T.BartConfig(vocab_size=90, d_model=24, encoder_layers=1, decoder_layers=1, encoder_attention_heads=3, decoder_attention_heads=3, encoder_ffn_dim=32, decoder_ffn_dim=32))  # fmt: skip
     with pytest.raises(ModelError, match="another sequence"):
         SwapAttention("local").apply(Bundle(bart), None, Run())
+    clip = T.CLIPTextModel(T.CLIPTextConfig(**SIZES)).eval()
+    with pytest.raises(ModelError, match="may see later ones"):
+        SwapAttention("local").apply(Bundle(clip), None, Run())
+    swapped.use(clip)  # and where nobody asks before, the run is refused
+    with pytest.raises(ModelError, match="hides some from others"):
+        clip(input_ids=torch.ones(1, 5, dtype=torch.long))
     swapped_once = swap(made_plain(), "local")
+    with pytest.raises(ModelError, match="masks of padding"):
+        swapped_once.model(
+            input_ids=torch.ones(1, 5, dtype=torch.long), attention_mask=torch.ones(1, 1, 5, 5)
+        )
     with pytest.raises(ModelError, match="swapped attention"):
         SwapAttention("linear").apply(swapped_once, None, Run())
     with pytest.raises(ModelError, match="swapped attention"):

@@ -20,6 +20,8 @@ from lightformers.parts.attention.interface import ATTRIBUTE, CORE, check
 from lightformers.parts.attention.table import options_of
 from lightformers.steps import Run, Stage
 
+#: Models whose texts are read from left to right, which their attention modules do not say of themselves.
+_CAUSAL = ("clip", "clip_text_model")
 #: What a core starts with here, so that it can express the attention that it replaces.
 _STARTS: dict[str, dict[str, Any]] = {"linformer": {"start": "pool"}, "longformer": {"separate": False}}
 
@@ -127,9 +129,10 @@ def _check(model: nn.Module, found: anatomy.Anatomy) -> None:
         if block.attention is None:
             continue
         module: Any = anatomy.get(model, block.attention.path)
-        if getattr(module, "is_causal", False) or getattr(config, "is_decoder", False):
+        told = getattr(config, "is_decoder", False) or getattr(config, "model_type", "") in _CAUSAL
+        if told or getattr(module, "is_causal", False):
             raise ModelError(
-                f"a {family} is a decoder, none of whose tokens may see later ones: only encoders can be swapped"
+                f"no token of this {family} may see later ones, as in a decoder: only encoders can be swapped"
             )
         if getattr(module, "sliding_window", None):
             raise ModelError(f"{block.attention.path} has a sliding window already: it cannot be swapped")

@@ -69,7 +69,7 @@ class BigBirdAttention(nn.Module):
     and saved; length: most positions. The draw does not depend on the length of a text, nor on what it is padded to.
     """
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, False
     order: Tensor
 
     def __init__(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 class FullAttention(nn.Module):
     """softmax(qk' / sqrt(size)) v over all tokens, by torch's fused kernel. Time grows with n * n."""
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, True
 
     def __init__(self, heads: int, size: int) -> None:
         super().__init__()

@@ -62,8 +62,10 @@ def run(
     if mask.dim() != 2 or mask.shape[1] != v.shape[2]:
         raise UserError(f"a padding mask is (batch, {v.shape[2]}), not {tuple(mask.shape)}")
     there = mask != 0
-    # a traced graph must hold for other masks too
-    if not torch.jit.is_tracing():
+    if getattr(core, "anywhere", False):
+        return core(q, k, v, there, **extra)
+    # a graph must hold for other masks too
+    if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
         if bool(there.all()):
             return core(q, k, v, **extra)
         if not bool((there[:, 1:] & ~there[:, :-1]).any()):

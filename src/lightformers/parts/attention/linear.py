@@ -42,7 +42,7 @@ def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class LinearAttention(nn.Module):
     """Features elu(x) + 1. causal: none sees later ones."""
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, True
 
     def __init__(self, heads: int, size: int, causal: bool = False) -> None:
         super().__init__()

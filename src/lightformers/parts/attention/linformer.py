@@ -29,7 +29,7 @@ class LinformerAttention(nn.Module):
     start: projections begin random, as in the paper, or as means of neighbours ("pool"; the identity at full rank).
     """
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, False
 
     def __init__(
         self, heads: int, size: int, length: int = 512, rank: int = 32, share_heads: bool = True,

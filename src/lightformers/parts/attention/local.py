@@ -28,7 +28,7 @@ def local(
 class LocalAttention(nn.Module):
     """`local` as a core. block: positions of a block (the benchmark: 20, images 64). causal: none sees later ones."""
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, False
 
     def __init__(self, heads: int, size: int, block: int = 64, causal: bool = False) -> None:
         super().__init__()

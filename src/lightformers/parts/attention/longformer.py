@@ -54,7 +54,7 @@ class LongformerAttention(nn.Module):
     projections of their own (`second`), as in the paper; without it they share the window's.
     """
 
-    reads = "qkv"
+    reads, anywhere = "qkv", False
 
     def __init__(
         self, heads: int, size: int, window: int = 512, tokens: int = 0, separate: bool = True

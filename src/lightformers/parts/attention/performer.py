@@ -56,7 +56,7 @@ class PerformerAttention(nn.Module):
     very long queries could overflow.
     """
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, True
     directions: Tensor | None
 
     def __init__(

@@ -80,7 +80,7 @@ class ReformerAttention(nn.Module):
     benchmark's code multiplies scores by the root of the size); rounds: hashes, drawn once from `seed`.
     """
 
-    reads, second = "qv", False
+    reads, second, anywhere = "qv", False, False
     rotations: Tensor
 
     def __init__(

@@ -57,7 +57,7 @@ class SinkhornAttention(nn.Module):
     what the benchmark's code does).
     """
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, False
 
     def __init__(self, heads: int, size: int, block: int = 64, length: int = 4096, rounds: int = 8) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ class SparseAttention(nn.Module):
     """`sparse` as a core. block, columns: 128 and 32 (the benchmark: 50 and 10). causal: as in the paper; without it
     all blocks give their last columns to all."""
 
-    reads, second = "qkv", False
+    reads, second, anywhere = "qkv", False, False
 
     def __init__(
         self, heads: int, size: int, block: int = 128, columns: int = 32, causal: bool = False

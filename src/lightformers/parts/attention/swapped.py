@@ -20,8 +20,6 @@ from lightformers.parts.attention.table import make_core
 NAME = "lf_core"
 #: What an attention may be given besides q, k, v that no core can honour.
 _FOREIGN = ("softcap", "s_aux", "cache", "position_bias", "sliding_window")
-#: Cores whose graph does not depend on the length it was traced at.
-_SHAPELESS = ("softmax", "linear", "performer")
 
 
 class SwappedAttention(nn.Module):
@@ -43,10 +41,11 @@ class SwappedAttention(nn.Module):
         return {"core": self.kind, "heads": self.heads, "size": self.size, "options": self.options}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        if torch.jit.is_tracing() and self.kind not in _SHAPELESS:
+        exporting = getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
+        if (torch.jit.is_tracing() or exporting) and not getattr(self.core, "anywhere", False):
             raise ModelError(
                 f"a graph of {self.kind} attention would hold for one length only: run it in torch, or swap for "
-                f"{' or '.join(_SHAPELESS[1:])}"
+                "linear or performer"
             )
         return run(self.core, q, k, v, mask)
 
@@ -84,6 +83,8 @@ def attend(
     Probabilities are not dropped. Modules without a core of their own attend as ever. Raises ModelError for what a core
     has no place for: masks that are not of padding alone, biases, keys of other sequences.
     """
+    if options.get("is_causal"):
+        raise ModelError("swapped attention sees all tokens, and this model hides later ones")
     if foreign := [name for name in _FOREIGN if options.get(name) is not None]:
         raise ModelError(f"swapped attention cannot honour {', '.join(foreign)} of {type(module).__name__}")
     if attention_mask is not None and attention_mask.dim() != 2:
@@ -103,8 +104,14 @@ def attend(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _padding(attention_mask: Tensor | None = None, kv_length: int = 0, **unused: Any) -> Tensor | None:
+def _padding(
+    attention_mask: Tensor | None = None, kv_length: int = 0, mask_function: Any = None, **unused: Any
+) -> Tensor | None:
     """What the model makes of its mask: (B, L) as it is, so that no L x L mask is ever made."""
+    from transformers.masking_utils import bidirectional_mask_function
+
+    if mask_function is not bidirectional_mask_function:
+        raise ModelError("swapped attention sees all tokens, and this model hides some from others")
     return None if attention_mask is None else attention_mask[:, -kv_length:]
 
 

@@ -21,7 +21,7 @@ class SynthesizerAttention(nn.Module):
     std: of the tables at first; 0 starts "random+dot" as plain attention.
     """
 
-    second = False
+    second, anywhere = False, False
 
     def __init__(
         self, heads: int, size: int, length: int = 512, form: str = "factorised", rank: int = 32, std: float = 1.0
@@ -69,5 +69,6 @@ class SynthesizerAttention(nn.Module):
         return sum(parts[1:], parts[0])
 
     def equals_softmax(self, n: int) -> bool:
-        plain = sorted(self.forms) == ["dot", "random"] and self.random is not None
-        return bool(plain and not self.random.any())
+        return (
+            self.random is not None and set(self.forms) == {"dot", "random"} and not bool(self.random.any())
+        )
