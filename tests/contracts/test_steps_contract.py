@@ -42,6 +42,7 @@ STEPS: dict[str, Step] = {
     "BlockwiseQuantize": compress.BlockwiseQuantize(bits=4),
     "SwapAttention": compress.SwapAttention("performer", {"features": 8}),
     "SwapAttention reformer": compress.SwapAttention("reformer", {"buckets": 4, "chunk": 8}),
+    "EcoFormer": compress.EcoFormer(bits=4, anchors=6, near=3, steps=2, examples=4),
     "TrimVocabulary": compress.TrimVocabulary(),
 }
 # what a family cannot do, and a word of the reason it gives
@@ -51,8 +52,8 @@ REFUSED = {
     ("Minitron width", "t5"): "share one hidden size",
     **{("PackSparse", family): "sparse enough" for family in world.FAMILIES},  # nothing is pruned yet
     **{
-        (f"SwapAttention{kind}", family): reason
-        for kind in ("", " reformer")
+        (kind, family): reason
+        for kind in ("SwapAttention", "SwapAttention reformer", "EcoFormer")
         for family, reason in (("gpt2", "decoder"), ("llama", "decoder"), ("t5", "distance of two positions"))
     },
     **{
@@ -71,10 +72,10 @@ BLIND = (
     "EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8", "BlockwiseQuantize", "DenseSparse once",
     "Greenformers", "ToRMSNorm", "ToRMSNorm crms", "SwapAttention", "SwapAttention reformer",
 )  # fmt: skip
-#: Steps that train, or ask for a loss; their own tests hold them.
+#: Steps that train, ask for a loss, or make another architecture; their own tests hold them.
 TRAINED = {
-    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "MiniLM", "MinitronRetrain", "Pela", "Recover",
-    "SparsePretraining", "TeacherIntervention", "VTrans", "ZeroShotTokenizer",
+    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "LocalToGlobal", "MiniLM", "MinitronRetrain", "MixedSpans", "Pela", "Recover",
+    "SparsePretraining", "TeacherIntervention", "ToLong", "VTrans", "ZeroShotTokenizer",
 }  # fmt: skip
 QUIET = Run(dtype="fp32")
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightformers.errors import UserError
+from lightformers.models.language import patterns
 from lightformers.models.patterns import stack
 
 DECODER = "lightformers.models.language.decoder:Decoder"
@@ -47,6 +48,20 @@ def _llama(width: int, depth: int, heads: int, kv_heads: int, hidden: int, words
     }  # fmt: skip
 
 
+def _masformer(width: int, heads: int, block: int, length: int, pattern: str) -> dict[str, Any]:
+    """The shape of GPT-Neo; F: full attention, L: own block and the one before."""
+    given = {"heads": heads, "rotary": False, "out_bias": True}
+    forward = {"kind": "mlp", "hidden": 4 * width, "activation": "gelu_tanh", "bias": True}
+    legend = {
+        "F": {"mixer": {"kind": "attention", **given}, "ffn": forward},
+        "L": {"mixer": {"kind": "block-attention", "block": block, **given}, "ffn": forward},
+    }
+    return {
+        "vocab_size": 50257, "hidden_size": width, "layers": stack(pattern, legend), "norm": "layer", "norm_eps": 1e-5,
+        "positions": "learned", "max_position_embeddings": length, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
 def _wide(depth: int) -> dict[str, Any]:
     """Long Range Arena's encoder for ListOps, its 32 heads of 64 in so many layers (arXiv 2210.00640)."""
     mixer = {"kind": "attention", "heads": 32 // depth, "head_size": 64, "rotary": False}
@@ -57,7 +72,66 @@ def _wide(depth: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _deltanet(width: int, depth: int, hidden: int) -> dict[str, Any]:
+    layer = {
+        "mixer": {"kind": "deltanet", "heads": width // 128},
+        "ffn": {"kind": "swiglu", "hidden": hidden},
+    }
+    return {
+        "vocab_size": 32000, "hidden_size": width, "layers": stack("D" * depth, {"D": layer}),
+        "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+def _matmul_free(width: int, depth: int) -> dict[str, Any]:
+    layer = {"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu"}}
+    return {
+        "vocab_size": 32000, "hidden_size": width, "layers": stack("G" * depth, {"G": layer}),
+        "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False, "head": "bit",
+    }  # fmt: skip
+
+
+def _mamba(width: int, depth: int, words: int = 50280) -> dict[str, Any]:
+    return {
+        "vocab_size": words, "hidden_size": width, "layers": stack("M" * depth, {"M": {"mixer": {"kind": "mamba"}}}),
+        "norm": "rms", "norm_eps": 1e-5, "tie_word_embeddings": True, "residual_fp32": True,
+    }  # fmt: skip
+
+
+def _mamba2_hybrid(
+    width: int, depth: int, heads: int, kv_heads: int, groups: int, words: int
+) -> dict[str, Any]:
+    return {
+        "vocab_size": words, "hidden_size": width, "layers": patterns.layers(
+            patterns.allocate(depth, 0.08, 0.5),
+            {"kind": "mamba2", "groups": groups},
+            {"kind": "attention", "heads": heads, "kv_heads": kv_heads, "rotary": False},
+            {"kind": "mlp", "hidden": 4 * width},
+        ),
+        "norm": "rms", "norm_eps": 1e-5, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
+    "masformer-1.3b": Preset(
+        _masformer(2048, 16, 1024, 8192, "F" * 8 + "L" * 16), 1_328_158_720, source="arXiv 2310.12442"
+    ),
+    "deltanet-340m": Preset(
+        _deltanet(1024, 24, 2816),
+        374_362_112,
+        source="the authors' configuration of the 340M model, arXiv 2406.06484; counted",
+    ),
+    "deltanet-1.3b": Preset(_deltanet(2048, 24, 5632), 1_365_677_056, source="arXiv 2406.06484"),
+    "matmul-free-1.3b": Preset(_matmul_free(2048, 24), 1_364_779_008, source="arXiv 2406.02528"),
+    "mamba-130m": Preset(_mamba(768, 24), 129_135_360, source="arXiv 2312.00752"),
+    "mamba2-hybrid-8b": Preset(
+        _mamba2_hybrid(4096, 56, 32, 8, 8, 256000), 8_654_517_248, source="arXiv 2406.07887"
+    ),
+    "mamba2-hybrid-small": Preset(
+        _mamba2_hybrid(512, 24, 8, 4, 1, 32000),
+        76_715_488,
+        source="the pattern of arXiv 2406.07887 at 24 layers",
+    ),
     "transformer-gpt2-124m": Preset(_gpt2(768, 12, 12), 124_439_808, source="GPT-2 small"),
     "transformer-gpt2-355m": Preset(_gpt2(1024, 24, 16), 354_823_168, source="GPT-2 medium"),
     "transformer-llama-135m": Preset(

@@ -24,6 +24,8 @@ CORES: dict[str, str] = {
     "linear": f"{_ROOM}.linear:LinearAttention",
     "performer": f"{_ROOM}.performer:PerformerAttention",
 }
+#: Cores that learn from data before they can run; steps of their own swap them in.
+FITTED: dict[str, str] = {"ecoformer": f"{_ROOM}.ecoformer:EcoFormerAttention"}
 
 
 class Core(Protocol):
@@ -41,9 +43,10 @@ class Core(Protocol):
 
 def core_class(kind: str) -> type[nn.Module]:
     """The class of a core. Raises UserError for an unknown name, with the known ones."""
-    if kind not in CORES:
-        raise UserError(f"{kind!r} is no attention; there are {', '.join(sorted(CORES))}")
-    module, name = CORES[kind].split(":")
+    known = CORES | FITTED
+    if kind not in known:
+        raise UserError(f"{kind!r} is no attention; there are {', '.join(sorted(known))}")
+    module, name = known[kind].split(":")
     found: type[nn.Module] = getattr(importlib.import_module(module), name)
     return found
 

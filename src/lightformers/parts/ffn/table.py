@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 FEED_FORWARDS: dict[str, str] = {
+    "bit_swiglu": "lightformers.parts.ffn.bit_swiglu:BitSwiGLU",
     "mlp": "lightformers.parts.ffn.plain:MLP",
     "swiglu": "lightformers.parts.ffn.plain:SwiGLU",
 }

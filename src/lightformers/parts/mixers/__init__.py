@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from lightformers.errors import UserError
+
 State = dict[
     str, Tensor
 ]  # every tensor has the batch as its first dimension: a beam is picked by index_select
@@ -47,3 +49,21 @@ def places(mask: Tensor) -> Tensor:
     index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     first = torch.where(starts(mask), index, 0).cummax(1).values
     return torch.where(mask != 0, index - first, 0)
+
+
+def restarts(mask: Tensor | None) -> Tensor | None:
+    """(batch, n) bool, true where a recurrence forgets what it knows; None where no row holds several documents."""
+    if mask is None:
+        return None
+    found = starts(mask)
+    return found if bool((found.sum(1) > 1).any()) else None
+
+
+def held(state: State, name: str, shape: tuple[int, ...]) -> Tensor:
+    """The tensor of that name in a state. Raises UserError where it is not there in this shape: of another model, or
+    another number of rows."""
+    found = state.get(name)
+    if found is None or tuple(found.shape) != shape:
+        has = "none" if found is None else tuple(found.shape)
+        raise UserError(f"the state is not of this mixer and batch: it needs {name} {shape} and has {has}")
+    return found

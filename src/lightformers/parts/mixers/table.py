@@ -11,9 +11,20 @@ from torch import nn
 from lightformers.errors import UserError
 
 MIXERS: dict[str, str] = {
+    "aaren": "lightformers.parts.mixers.aaren:Aaren",
     "attention": "lightformers.parts.mixers.attention:Attention",
+    "block-attention": "lightformers.parts.mixers.block_attention:BlockAttention",
+    "combiner": "lightformers.parts.mixers.combiner:Combiner",
+    "combiner-axial": "lightformers.parts.mixers.combiner:CombinerAxial",
+    "combiner-logsparse": "lightformers.parts.mixers.combiner:CombinerLogsparse",
+    "ecoformer": "lightformers.parts.mixers.ecoformer:EcoFormer",
+    "deltanet": "lightformers.parts.mixers.deltanet:DeltaNet",
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
+    "linear_attention": "lightformers.parts.mixers.linear_attention:LinearAttention",
+    "mamba": "lightformers.parts.mixers.mamba:Mamba",
+    "mamba2": "lightformers.parts.mixers.mamba2:Mamba2",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
+    "mlgru": "lightformers.parts.mixers.mlgru:MLGRU",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
     # two-way attentions of the Long Range Arena: projections around a core of parts.attention
     "bigbird": "lightformers.parts.mixers.efficient:bigbird",
@@ -27,6 +38,7 @@ MIXERS: dict[str, str] = {
     "softmax": "lightformers.parts.mixers.efficient:softmax",
     "sparse": "lightformers.parts.mixers.efficient:sparse",
     "synthesizer": "lightformers.parts.mixers.efficient:synthesizer",
+    "primer": "lightformers.parts.mixers.primer:PrimerAttention",
 }
 #: What the model gives to a part; a configuration does not name it.
 _GIVEN = ("width", "layer", "layers")
