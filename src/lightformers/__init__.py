@@ -8,12 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from lightformers.models import registry as _registry
+
 __version__ = "0.1.0"
 
 # name -> (module, attribute); None as attribute means the module itself.
 _PUBLIC: dict[str, tuple[str, str | None]] = {
     "Bundle": ("lightformers.bundle", "Bundle"),
     "load": ("lightformers.bundle", "load"),
+    "create_model": ("lightformers.models", "create_model"),
+    "list_models": ("lightformers.models", "list_models"),
     "Recipe": ("lightformers.steps", "Recipe"),
     "Deploy": ("lightformers.steps", "Deploy"),
     "Run": ("lightformers.steps", "Run"),
@@ -25,6 +29,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "compress": ("lightformers.compress", None),
     "export": ("lightformers.export", None),
     "measure": ("lightformers.measure", None),
+    "models": ("lightformers.models", None),
     "papers": ("lightformers.papers", None),
     "reproduce": ("lightformers.reproduce", None),
     "runners": ("lightformers.runners", None),
@@ -41,6 +46,7 @@ if TYPE_CHECKING:
         elastic,
         export,
         measure,
+        models,
         papers,
         reproduce,
         runners,
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
     )
     from lightformers.bundle import Bundle, load
     from lightformers.elastic import Elastic
+    from lightformers.models import create_model, list_models
     from lightformers.steps import Deploy, Recipe, Run, Stage
 
 
@@ -63,3 +70,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+_registry.register_in_time()

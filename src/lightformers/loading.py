@@ -11,6 +11,7 @@ from torch import nn
 
 from lightformers.bundle import Bundle, Pooling
 from lightformers.errors import MissingExtra, ModelError
+from lightformers.models.registry import model_class, register
 from lightformers.telemetry import quiet, silence
 
 #: task -> (transformers Auto class, endings of class names that carry such a head)
@@ -18,7 +19,7 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "embedding": ("AutoModel", ("Model",)),
     "text-classification": ("AutoModelForSequenceClassification", ("ForSequenceClassification",)),
     "token-classification": ("AutoModelForTokenClassification", ("ForTokenClassification",)),
-    "causal-lm": ("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel")),
+    "causal-lm": ("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel", "Decoder")),
     "masked-lm": ("AutoModelForMaskedLM", ("ForMaskedLM",)),
     "image-classification": ("AutoModelForImageClassification", ("ForImageClassification",)),
 }
@@ -33,6 +34,7 @@ _POOLING_MODES = {
 def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
     """See `lightformers.load`."""
     silence()
+    register()
     if task is not None and task not in HEADS:
         raise ModelError(f"unknown task {task!r}; tasks: {', '.join(HEADS)}")
     folder = Path(name)
@@ -141,7 +143,9 @@ def _model(
         _check_head(named, task)
     if task == "embedding" and type(config) in transformers.MODEL_FOR_TEXT_ENCODING_MAPPING:
         auto = "AutoModelForTextEncoding"  # of t5 and its like the encoder alone gives vectors
-    cls = getattr(transformers, named, None) if named and (task != "embedding") else None
+    cls = None
+    if named and task != "embedding":
+        cls = getattr(transformers, named, None) or model_class(named)
     loader = cls if cls is not None else getattr(transformers, auto)
     try:
         with quiet():

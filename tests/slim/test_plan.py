@@ -62,6 +62,14 @@ def test_little_training_tries_only_what_moved_little():
     assert plan.recoverable([], 100) == []
 
 
+def test_a_high_floor_tries_less_and_labels_try_more():
+    points = [{"cost": 10 - d, "distance": d / 20} for d in range(21)]
+    kept = [len(plan.recoverable(points, 1000, floor)) for floor in (0.9, 0.97, 0.99, 0.999)]
+    assert kept == sorted(kept, reverse=True) and kept[0] > kept[2] > kept[3] >= 1
+    assert plan.recoverable(points, 250, 0.9) == plan.recoverable(points, 250)
+    assert len(plan.recoverable(points, 100, 0.99, labels=True)) > len(plan.recoverable(points, 100))
+
+
 @pytest.mark.parametrize("tests", [1, 2, 3, 4])
 def test_confidences_err_together_as_one(tests):
     shares = [1 - c for c in plan.confidences(0.95, tests)]

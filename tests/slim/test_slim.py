@@ -9,12 +9,20 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BartConfig,
+    BartForSequenceClassification,
+    BertConfig,
+    BertForSequenceClassification,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import lightformers as lf
 from lightformers.bundle import Bundle
@@ -49,13 +57,26 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )  # fmt: skip
 
 
-def classifier(train: list[dict], steps: int = 60) -> Bundle:
-    torch.manual_seed(0)
+def bert() -> BertForSequenceClassification:
     config = BertConfig(
         hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=65,
         max_position_embeddings=64, num_labels=2, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
-    bundle = Bundle(BertForSequenceClassification(config), tokenizer(), "text-classification", max_length=64)
+    return BertForSequenceClassification(config)
+
+
+def bart() -> BartForSequenceClassification:
+    config = BartConfig(
+        d_model=32, encoder_layers=4, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=65, max_position_embeddings=64, num_labels=2, dropout=0.0,
+        pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
+    )  # fmt: skip
+    return BartForSequenceClassification(config)
+
+
+def classifier(train: list[dict], make: Callable[[], PreTrainedModel] = bert, steps: int = 60) -> Bundle:
+    torch.manual_seed(0)
+    bundle = Bundle(make(), tokenizer(), "text-classification", max_length=64)
     optimizer = torch.optim.Adam(bundle.model.parameters(), lr=2e-3)
     for step in range(steps):
         batch = bundle.collate(train[(step * 32) % len(train) :][:32])
@@ -69,10 +90,13 @@ def classifier(train: list[dict], steps: int = 60) -> Bundle:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return made(tmp_path_factory.mktemp("world"), bert)
+
+
+def made(folder: Path, make: Callable[[], PreTrainedModel]) -> tuple[Path, Path]:
     """A model folder and a jsonl file."""
-    folder = tmp_path_factory.mktemp("world")
     data = examples(900, 1)
-    bundle = classifier(data)
+    bundle = classifier(data, make)
     bundle.model.save_pretrained(folder / "model")
     bundle.processor.save_pretrained(folder / "model")
     (folder / "data.jsonl").write_text("\n".join(map(json.dumps, data)), encoding="utf-8")
@@ -174,6 +198,14 @@ def test_killed_resumed_proven_and_reloaded(world, tmp_path):
     }
     other = subprocess.run([*full, "--floor", "0.95"], capture_output=True, text=True)
     assert other.returncode == 2 and "--restart" in other.stderr
+    again = [sys.executable, "-m", "lightformers", "apply", str(out / "recipe.yaml"), *full[4:9]]
+    replayed = subprocess.run(
+        [*again, "--out", str(tmp_path / "again"), "--json"], capture_output=True, text=True
+    )
+    assert replayed.returncode == 0, replayed.stderr
+    said = json.loads(replayed.stdout)
+    assert [s["step"] for s in said["steps"]] == [s["step"] for s in report["chosen"]["steps"]]
+    assert said["parameters"] == lf.load(out).parameters
 
 
 @pytest.mark.slow
@@ -205,6 +237,18 @@ def test_named_steps_are_searched_and_reload(world, tmp_path, more, wanted):
     assert wanted <= {
         t["name"].split()[0] for t in report["trials"] if t["rung"] > 0 and t["state"] == "complete"
     }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_model_of_two_stacks_is_shortened(tmp_path):
+    world, out = made(tmp_path, bart), tmp_path / "small"
+    full = [sys.executable, "-m", "lightformers", *command(world, out, "--floor", "0.9", "--budget", "180s")]
+    done = subprocess.run([*full, "--steps", "drop-blocks"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["verdict"]["proven"] and all(row["ok"] for row in report["reload"])
+    assert {"6 blocks", "3 blocks"} <= {t["name"] for t in report["trials"] if t["state"] == "complete"}
 
 
 def _trials(database: Path) -> int:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from transformers import BertConfig, BertModel
+import torch
+from transformers import BartConfig, BartForSequenceClassification, BertConfig, BertModel
 
-from lightformers import compress
+from lightformers import anatomy, compress
 from lightformers.bundle import Bundle, Pooling
 from lightformers.errors import UserError
 from lightformers.slim import candidates, methods, plan, space
@@ -68,6 +69,26 @@ def test_steps_of_a_cut_in_order(bert: Bundle) -> None:
         candidates.steps_of(Cut(4, method="obert", ratio=0.5), bert, (3, 1, 0, 2))
     )
     assert [type(s).__name__ for s in (*sparse, *packing)] == ["OptimalBertSurgeon", "PackSparse"]
+
+
+def test_two_stacks_are_shortened_in_turn() -> None:
+    config = BartConfig(
+        d_model=32, encoder_layers=6, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=2,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=50, max_position_embeddings=32,
+    )  # fmt: skip
+    bart = Bundle(BartForSequenceClassification(config).eval(), task="text-classification")
+    drawn_space = space.draw(bart, Settings())
+    assert drawn_space.blocks == (9, 8, 7, 6, 5, 4, 3)
+    order = tuple(candidates.in_turn(anatomy.of(bart.model), [[1, 4, 2, 0], [2, 0]]))
+    assert order == (1, 4, 8, 2, 0, 6, 3, 5, 7)  # a decoder block goes with every two of the encoder
+    for blocks, left in ((9, (6, 3)), (6, (4, 2)), (3, (2, 1))):
+        small = bart.copy()
+        for step in candidates.steps_of(Cut(blocks), bart, order):
+            small = step.apply(small, None, None)
+        assert (small.model.config.encoder_layers, small.model.config.decoder_layers) == left
+        ids = torch.tensor([[0, 5, 7, 2]])
+        assert torch.isfinite(small.model(input_ids=ids).logits).all()
+    assert candidates.in_turn(anatomy.of(bart.model), []) == [5, 4, 8, 3, 2, 7, 0, 1, 6]
 
 
 def test_trimming_stands_before_what_comes_after_it() -> None:

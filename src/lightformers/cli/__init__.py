@@ -12,7 +12,18 @@ import typer
 from lightformers.errors import Interrupted, UserError
 
 #: Each lives in `cli/<command>.py` under its own name.
-COMMANDS = ("slim", "compare", "demo", "apply", "inspect", "measure", "export", "reproduce", "doctor")
+COMMANDS = (
+    "slim",
+    "compare",
+    "demo",
+    "train",
+    "apply",
+    "inspect",
+    "measure",
+    "export",
+    "reproduce",
+    "doctor",
+)
 
 app = typer.Typer(
     name="lightformers",

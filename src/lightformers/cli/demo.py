@@ -27,7 +27,8 @@ def demo(
 
     silence()
     from lightformers.bundle import load
-    from lightformers.cli.slim import run, seconds
+    from lightformers.cli.options import seconds
+    from lightformers.cli.slim import run
     from lightformers.loading import packaged_model
     from lightformers.tasks import python_docs
 

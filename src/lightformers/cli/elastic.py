@@ -48,12 +48,12 @@ def train(
     from lightformers.bundle import load
     from lightformers.cli.console import out as console
     from lightformers.cli.console import show_json
-    from lightformers.cli.slim import seconds
+    from lightformers.cli.options import fields, seconds
     from lightformers.compress import elastic as methods
     from lightformers.elastic import Elastic
     from lightformers.steps import Run
 
-    wanted = methods.method(method, _fields(set_ or []))
+    wanted = methods.method(method, fields(set_ or []))
     spent = None if budget is None else seconds(budget)
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
     asked = _task(task, data, bundle, seed, text, text_pair, label, query, document, image)
@@ -193,21 +193,3 @@ def _task(
         name, data, bundle=bundle, seed=seed, text=text, text_pair=text_pair, label=label, query=query,
         document=document, image=image,
     )  # fmt: skip
-
-
-def _fields(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, the value as in YAML: epochs=1, sort=false, ratios=[0.25, 0.5, 1.0]."""
-    import yaml
-
-    from lightformers.errors import UserError
-
-    found = {}
-    for item in given:
-        name, equals, value = item.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"--set is NAME=VALUE, got {item!r}")
-        try:
-            found[name.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"--set {item}: the value is not valid YAML") from error
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,3 +24,33 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 def names(text: str) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def seconds(text: str) -> float:
+    """'90s', '30m', '2h' or plain seconds."""
+    from lightformers.errors import UserError
+
+    units = {"s": 1, "m": 60, "h": 3600}
+    number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1)
+    try:
+        return float(number) * unit
+    except ValueError as error:
+        raise UserError(f"{text!r} is no time: write 90s, 30m or 2h") from error
+
+
+def fields(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, the value as in YAML: epochs=1, sort=false, ratios=[0.25, 0.5, 1.0]."""
+    import yaml
+
+    from lightformers.errors import UserError
+
+    found = {}
+    for item in given:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"--set is NAME=VALUE, got {item!r}")
+        try:
+            found[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UserError(f"--set {item}: the value is not valid YAML") from error
+    return found

@@ -53,7 +53,7 @@ def slim(
 
     silence()
     settings = {
-        "max_drop": max_drop, "confidence": confidence, "batch": batch, "lengths": span(lengths), "budget": seconds(budget),
+        "max_drop": max_drop, "confidence": confidence, "batch": batch, "lengths": span(lengths), "budget": options.seconds(budget),
         "use_labels": use_labels, "allow_custom": allow_custom, "trim": trim, "only": options.names(steps),
         "exclude": options.names(exclude), "onnx": onnx, "seed": seed,
     }  # fmt: skip
@@ -97,18 +97,6 @@ def run(bundle: Any, task: Any, json_: bool, *, dry_run: bool = False, **setting
         out.print(table(result.report))
         out.print(f"report: {result.folder / 'report.html'}")
     raise typer.Exit(result.code)
-
-
-def seconds(text: str) -> float:
-    """'90s', '30m', '2h' or plain seconds."""
-    from lightformers.errors import UserError
-
-    units = {"s": 1, "m": 60, "h": 3600}
-    number, unit = (text[:-1], units[text[-1]]) if text and text[-1] in units else (text, 1)
-    try:
-        return float(number) * unit
-    except ValueError as error:
-        raise UserError(f"{text!r} is no time: write 90s, 30m or 2h") from error
 
 
 def span(text: str | None) -> tuple[int, int] | None:

@@ -22,7 +22,7 @@ from lightformers.errors import DataError, UserError
 from lightformers.steps import Run
 
 #: Padded tokens in one calibration batch: large enough for the matrix units, small enough for any memory.
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 2048
 _REMEMBERED_MODELS = 3
 
 

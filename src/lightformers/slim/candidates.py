@@ -25,11 +25,13 @@ def steps_of(cut: Cut, bundle: Bundle, order: tuple[int, ...]) -> list[Step]:
 
     if cut.method:
         return list(method(cut.method).make(cut.ratio, bundle))
-    depth = len(order)
     steps: list[Step] = []
-    if cut.blocks < depth:
-        dropped = set(order[: depth - cut.blocks])
-        steps.append(DropBlocks(blocks=tuple(i for i in range(depth) if i not in dropped)))
+    found = anatomy.of(bundle.model)
+    dropped = set(order[: len(order) - cut.blocks])
+    for stack in found.stacks if dropped else ():
+        left = (b.index for i, b in enumerate(found.blocks) if b.stack == stack.name and i not in dropped)
+        if len(kept := tuple(left)) < stack.depth:
+            steps.append(DropBlocks(blocks=kept, stack=stack.name if len(found.stacks) > 1 else None))
     if cut.width < 1:
         steps.append(PruneWidth(keep=cut.width))
     if cut.heads < 1:
@@ -39,6 +41,25 @@ def steps_of(cut: Cut, bundle: Bundle, order: tuple[int, ...]) -> list[Step]:
     if cut.rank < 1:
         steps.append(LowRank(rank=cut.rank))
     return steps
+
+
+def in_turn(found: anatomy.Anatomy, first: Sequence[Sequence[int]]) -> list[int]:
+    """All blocks, by their place in the model, the one to drop first in front: the stacks give one in turn, so that each
+    is shortened in proportion.
+
+    first: for each stack, in its own numbers, those that can best be spared; the others follow, last ones first, and
+    what may not go (a stack keeps a third of its blocks, and one at least) comes at the end.
+    """
+    spare, kept, start = [], [], 0
+    for number, stack in enumerate(found.stacks):
+        begun = list(first[number]) if first else []
+        rest = [i for i in reversed(range(stack.depth)) if i not in begun]
+        order = [start + i for i in (*begun, *rest)]
+        most = stack.depth - max(1, stack.depth // 3)
+        spare += [((place + 1) / most, i) for place, i in enumerate(order[:most])]
+        kept += order[most:]
+        start += stack.depth
+    return [i for _, i in sorted(spare, key=lambda s: s[0])] + sorted(kept)
 
 
 def split(steps: list[Step]) -> tuple[list[Step], list[Step]]:

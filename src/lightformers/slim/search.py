@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lightformers import measure, runners
+from lightformers import anatomy, measure, runners
 from lightformers.bundle import Example
 from lightformers.compress.distill import common
 from lightformers.compress.prune import leave_out
@@ -33,15 +33,18 @@ CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
 
 def block_order(session: Session, space: Space) -> list[int]:
     """Blocks in the order in which they can best be spared, as far as the space goes; the rest as they stand."""
-    from lightformers import anatomy
-
-    blocks = anatomy.of(session.bundle.model).blocks
-    count = len(blocks) - min(space.blocks)
+    found = anatomy.of(session.bundle.model)
     session.progress.trying("sensitivity: each block left out in turn")
-    order = leave_out.removal_order(
-        session.bundle, session.task, blocks, count, SIGNAL_EXAMPLES, _run(session)
-    )
-    return [*order, *(i for i in range(len(blocks)) if i not in order)]
+    first = []
+    for stack in found.stacks if min(space.blocks) < len(found.blocks) else ():
+        blocks = found.stack(stack.name)
+        count = len(blocks) - max(1, len(blocks) // 3)
+        first.append(
+            leave_out.removal_order(
+                session.bundle, session.task, blocks, count, SIGNAL_EXAMPLES, _run(session)
+            )
+        )
+    return candidates.in_turn(found, first)
 
 
 def _run(session: Session) -> Run:
@@ -60,14 +63,12 @@ def cost_model(
         deploy = dataclasses.replace(deploy, precision="bf16")
 
     def make() -> dict[str, Any]:
-        cuts = grid(space)
-        built = {}
+        cuts, built = grid(space), {}
+        anyhow = tuple(candidates.in_turn(anatomy.of(session.bundle.model), []))
         try:
             for cut in cuts:
                 session.progress.trying(f"latency grid: {cut.name}")
-                built[cut.name] = runners.build(
-                    student(session, cut, tuple(range(space.blocks[0]))), deploy, session.calibration(8)
-                )
+                built[cut.name] = runners.build(student(session, cut, anyhow), deploy, session.calibration(8))
             calls = {n: (lambda r=r: r(list(load), session.task.reduce)) for n, r in built.items()}
             timings = measure.compare(calls, rounds=3, warmup=1)
         finally:
@@ -171,7 +172,9 @@ def recoveries(
     unknown = [
         p for p in points if "distance" not in p
     ]  # what their methods make of them only training shows
-    worth = [p for p in plan.recoverable(known, training / batch) if p["cost"] < 0.95 * whole]
+    near = plan.recoverable(known, training / batch, session.floor, session.settings.use_labels)
+    cheaper = [p for p in known if p["cost"] < 0.95 * whole]
+    worth = [p for p in cheaper if p in near] or sorted(cheaper, key=lambda p: p["distance"])[:1]
     if training > 0 and worth:  # tokenizing is nobody's training time
         session.progress.trying("tokenizing what recovery learns from")
         common.feed(

@@ -94,10 +94,8 @@ def draw(bundle: Bundle, settings: Settings) -> Space:
             return choices[:1]
         return choices
 
-    stacks = {b.stack for b in found.blocks}
-    depths = tuple(range(depth, max(1, depth // 3) - 1, -1)) if len(stacks) == 1 else (depth,)
-    if len(stacks) > 1:
-        closed.append("DropBlocks: a model of two stacks is not shortened by the search yet")
+    least = sum(max(1, s.depth // 3) for s in found.stacks)
+    depths = tuple(range(depth, least - 1, -1))
     rank: tuple[float, ...] = (1.0,)
     if settings.allow_custom and settings.allows("LowRank"):
         rank = RANKS

@@ -143,8 +143,8 @@ def _train(
     while (fraction := _fraction(done, settings, ahead)) < settings.until:
         losses.append(update(done, settings.lr * factor(fraction, settings.warmup, settings.schedule)))
         now = time.monotonic()
-        done.seconds = before.seconds + now - start
-        ahead = 0.5 * (now - start) / len(losses)
+        done.seconds = before.seconds + update.agreed(now - start)
+        ahead = 0.5 * (done.seconds - before.seconds) / len(losses)
         if now - released > memory.EVERY:
             released = now
             memory.release()
@@ -191,6 +191,10 @@ class _Update:
                 self.accelerator.backward(loss)
             done.batches += 1
             done.tokens += count(batch) * self.accelerator.num_processes
+        if self.accelerator.num_processes > 1:
+            total = float(
+                self.accelerator.reduce(torch.tensor(total, device=self.accelerator.device), "mean")
+            )
         self.weights.gather()
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -202,11 +206,21 @@ class _Update:
         done.step += 1
         return total
 
+    def agreed(self, seconds: float) -> float:
+        """The seconds of the first process for all: processes that saw different clocks would stop at different steps."""
+        if self.accelerator.num_processes == 1:
+            return seconds
+        from accelerate.utils import broadcast
+
+        return float(broadcast(torch.tensor(seconds, dtype=torch.float64, device=self.accelerator.device)))
+
 
 def count(batch: Batch) -> int:
     """Real tokens of a batch; images count as one each."""
-    mask = batch.inputs.get("attention_mask")
-    return int(mask.sum()) if mask is not None else len(next(iter(batch.inputs.values())))
+    if (mask := batch.inputs.get("attention_mask")) is not None:
+        return int((mask != 0).sum())
+    first = batch.inputs.get("input_ids", next(iter(batch.inputs.values())))
+    return first.numel() if "input_ids" in batch.inputs else len(first)
 
 
 def _fraction(done: TrainState, settings: Settings, ahead: float = 0.0) -> float:

@@ -15,6 +15,17 @@ from lightformers.errors import UserError
 from lightformers.train.state import TrainState
 
 
+def exempt(module: nn.Module) -> None:
+    """Marks the parameters that modules name in `no_decay`, a tuple of paths from there.
+
+    A part marks its parameter itself, but copying a model and loading its weights make new parameters without the mark.
+    """
+    for part in module.modules():
+        names = getattr(part, "no_decay", ())
+        for name in names if isinstance(names, tuple) else ():
+            part.get_parameter(name).no_decay = True  # type: ignore[attr-defined]
+
+
 @contextmanager
 def trainable(module: nn.Module, objective: Any, frozen: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
     """Name -> parameter of everything that is trained; the rest needs no gradient while the block runs.
@@ -23,6 +34,7 @@ def trainable(module: nn.Module, objective: Any, frozen: Sequence[str]) -> Itera
     nothing is left.
     """
     named = dict(module.named_parameters())
+    exempt(module)
     for pattern in frozen:
         if not any(fnmatch(name, pattern) for name in named):
             raise UserError(
@@ -78,6 +90,7 @@ def weights(module: nn.Module, parameters: Mapping[str, nn.Parameter], half: boo
     for name, p in parameters.items():
         if p in originals:
             masters[name] = originals[p].requires_grad_()
+            masters[name].no_decay = getattr(p, "no_decay", False)  # type: ignore[attr-defined]
             copies.append((masters[name], p))
         else:
             masters[name] = p
@@ -94,10 +107,11 @@ def weights(module: nn.Module, parameters: Mapping[str, nn.Parameter], half: boo
 def adamw(
     masters: Mapping[str, Tensor], lr: float, weight_decay: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101), fused; decay on matrices only, not on biases and norms."""
+    """AdamW (arXiv 1711.05101), fused; decay on matrices only, not on biases, norms and what is marked `no_decay`."""
+    decays = {id(p) for p in masters.values() if p.ndim >= 2 and not getattr(p, "no_decay", False)}
     groups = [
-        {"params": [p for p in masters.values() if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in masters.values() if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in masters.values() if id(p) in decays], "weight_decay": weight_decay},
+        {"params": [p for p in masters.values() if id(p) not in decays], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=True)
 

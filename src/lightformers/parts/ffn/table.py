@@ -2,4 +2,7 @@
 
 from __future__ import annotations
 
-FEED_FORWARDS: dict[str, str] = {}
+FEED_FORWARDS: dict[str, str] = {
+    "mlp": "lightformers.parts.ffn.plain:MLP",
+    "swiglu": "lightformers.parts.ffn.plain:SwiGLU",
+}

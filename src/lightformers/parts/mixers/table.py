@@ -11,24 +11,37 @@ from torch import nn
 from lightformers.errors import UserError
 
 MIXERS: dict[str, str] = {
+    "attention": "lightformers.parts.mixers.attention:Attention",
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
 }
+#: What the model gives to a part; a configuration does not name it.
+_GIVEN = ("width", "layer", "layers")
 
 
 def make(
     table: dict[str, str], kind: str, width: int, layer: int = 0, layers: int = 1, **options: Any
 ) -> nn.Module:
     """The part that `table` calls `kind`, of this width. A part that depends on its depth takes `layer` (from 0) and
-    `layers`. Raises UserError for an unknown kind or option, naming the known ones."""
+    `layers`. Raises UserError for what `check` refuses."""
+    found = check(table, kind, **options)
+    known = inspect.signature(found).parameters
+    depth = {k: v for k, v in (("layer", layer), ("layers", layers)) if k in known}
+    return found(width, **options, **depth)
+
+
+def check(table: dict[str, str], kind: str, **options: Any) -> type[nn.Module]:
+    """The class that `table` calls `kind`. Raises UserError for an unknown kind, an unknown option and a missing one."""
     if kind not in table:
         raise UserError(f"{kind!r} is not one of {', '.join(sorted(table))}")
     module, name = table[kind].split(":")
-    found = getattr(importlib.import_module(module), name)
-    known = inspect.signature(found).parameters
+    found: type[nn.Module] = getattr(importlib.import_module(module), name)
+    plain = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
+    takes = inspect.signature(found).parameters
+    known = {k: v for k, v in takes.items() if v.kind in plain and k not in _GIVEN}
     if unknown := [o for o in options if o not in known]:
-        takes = ", ".join(k for k in known if k not in ("width", "layer", "layers"))
-        raise UserError(f"{kind} has no option {', '.join(unknown)}; it takes {takes or 'none'}")
-    depth = {k: v for k, v in (("layer", layer), ("layers", layers)) if k in known}
-    return found(width, **options, **depth)
+        raise UserError(f"{kind} has no option {', '.join(unknown)}; it takes {', '.join(known) or 'none'}")
+    if missing := [k for k, v in known.items() if v.default is v.empty and k not in options]:
+        raise UserError(f"{kind} needs {', '.join(missing)}")
+    return found
