@@ -46,6 +46,12 @@ def _llama(width: int, depth: int, heads: int, kv_heads: int, hidden: int, words
     }  # fmt: skip
 
 
+def _ours(module: str, model: str, config: str = "") -> tuple[str, str]:
+    """The model and the configuration of a file in `models/language`."""
+    path = f"lightformers.models.language.{module}"
+    return f"{path}:{model}", f"{path}:{config or model}Config"
+
+
 PRESETS: dict[str, Preset] = {
     "transformer-gpt2-124m": Preset(_gpt2(768, 12, 12), 124_439_808, source="GPT-2 small"),
     "transformer-gpt2-355m": Preset(_gpt2(1024, 24, 16), 354_823_168, source="GPT-2 medium"),
@@ -54,6 +60,41 @@ PRESETS: dict[str, Preset] = {
     ),
     "transformer-llama-1.1b": Preset(
         _llama(2048, 22, 32, 4, 5632, 32000, 2048, False), 1_100_048_384, source="TinyLlama, arXiv 2401.02385"
+    ),
+    "algoformer-256": Preset(
+        {}, 2_396_417, *_ours("algoformer", "AlgoFormer"), source="arXiv 2402.13572, counted from its sizes"
+    ),
+    "ebt-xxs": Preset(
+        {},
+        49_234_945,
+        *_ours("ebwm", "EnergyBasedTransformer", "EBWM"),
+        source="arXiv 2406.08862, counted from its sizes",
+    ),
+    "ftp-small": Preset(
+        {},
+        159_106_560,
+        *_ours("ftp", "FutureTokenPrediction", "FTP"),
+        source="arXiv 2410.18160, sizes suggested here",
+    ),
+    "hierarchical-tiny": Preset(
+        {},
+        1_052_928,
+        *_ours("hierarchical_autoregressive", "HierarchicalAutoregressive", "Hierarchical"),
+        source="arXiv 2501.10322, sizes suggested here",
+    ),
+    "retro-medium": Preset(
+        {}, 408_384_512, *_ours("retro", "Retro"), source="arXiv 2304.06762, counted from its sizes"
+    ),
+    "transformer-program-sort": Preset(
+        {
+            "words": (*["<pad>", "<s>", "</s>"], *"01234"),
+            "labels": ("<pad>", *"01234"),
+            "length": 8,
+            "size": 8,
+        },
+        17_718,
+        *_ours("transformer_programs", "TransformerProgram", "Program"),
+        source="arXiv 2306.01128, counted from its sizes",
     ),
 }
 
