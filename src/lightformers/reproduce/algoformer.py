@@ -3,9 +3,9 @@
     lightformers reproduce algoformer
 
 Hardware: two cores, five minutes. Regression in context on a representation: y = <w, phi(x)>, phi a fixed random network
-from 4 numbers to 4 features, w new in every prompt of 11 points. Models of width 64, 4 heads, trained for equal seconds on
-fresh prompts: AlgoFormer (1 + 1 + 1 layers, 8 iterations, window 5), the looped transformer (1 layer, 10 iterations,
-window 5), a standard one of 3 layers (equal parameters) and of 8 layers (about equal compute). Against them least squares
+from 2 numbers to 2 features, w new in every prompt of 9 points. Models of width 32, 4 heads, trained for equal seconds on
+fresh prompts: AlgoFormer (1 + 1 + 1 layers, 6 iterations, window 3), the looped transformer (1 layer, 8 iterations,
+window 4), a standard one of 3 layers (equal parameters) and of 8 layers (about equal compute). Against them least squares
 on x and on phi(x). Expected: the first layer finds phi, the loop descends: AlgoFormer below the looped one, and not above
 the standard one of 3 layers; errors stay finite for more iterations than were trained.
 """
@@ -27,13 +27,13 @@ CLAIM = (
     "Trained for the same time on regression in context with a hidden representation, AlgoFormer predicts with a lower error "
     "than a looped transformer and than standard transformers of equal parameters and of equal compute."
 )
-POINTS, INPUTS, BATCH, LR = 11, 4, 64, 1e-3
+POINTS, INPUTS, WIDTH, BATCH, LR = 9, 2, 32, 64, 3e-3
 _ALGO, _LOOPED = "AlgoFormer", "looped transformer, 1 layer"
 _EQUAL, _DEEP = "standard, 3 layers (equal parameters)", "standard, 8 layers (equal compute)"
 _ON_X, _ON_PHI, _ZERO = "least squares on x", "least squares on phi(x)", "always 0"
 #: pre, loop, post, iterations, window
-ARMS = {_ALGO: (1, 1, 1, 8, 5), _LOOPED: (0, 1, 0, 10, 5), _EQUAL: (3, 0, 0, 1, 1), _DEEP: (8, 0, 0, 1, 1)}
-_LONGER = (1, 2, 4, 8, 12, 16, 24, 40)
+ARMS = {_ALGO: (1, 1, 1, 6, 3), _LOOPED: (0, 1, 0, 8, 4), _EQUAL: (3, 0, 0, 1, 1), _DEEP: (8, 0, 0, 1, 1)}
+_LONGER = (1, 2, 4, 6, 8, 12, 16, 24, 40)
 
 
 class Prompts:
@@ -47,7 +47,7 @@ class Prompts:
         return Batch({"inputs": prompt(x, y)}, {"y": y})
 
 
-def made(arm: str, seed: int, width: int = 64) -> AlgoFormer:
+def made(arm: str, seed: int, width: int = WIDTH) -> AlgoFormer:
     """An arm's model with random weights."""
     pre, loop, post, iterations, window = ARMS[arm]
     config = AlgoFormerConfig(INPUTS, 1, width, 4, pre, loop, post, iterations, window, 2 * POINTS)
@@ -136,7 +136,7 @@ def _conclude(
         table=rows,
         baseline=_EQUAL,
         settings={
-            "task": f"y = <w, phi(x)>, {INPUTS} numbers, 8 hidden, {INPUTS} features, {POINTS} points", "width": 64, "heads": 4,
+            "task": f"y = <w, phi(x)>, {INPUTS} numbers, 8 hidden, {INPUTS} features, {POINTS} points", "width": WIDTH, "heads": 4,
             "batch": BATCH, "lr": LR, "iterations": {arm: ARMS[arm][3] for arm in updates}, "curriculum": "none",
         },
         seeds=seeds,

@@ -4,7 +4,7 @@
 
 Hardware: two cores, five minutes. 4,000 made-up facts (three syllables -> one of ten values) stand in a database; training
 asks for half of them, the test for the others. A question fills a chunk of 8 tokens, the answer is the first token of the
-next. RETRO (4 layers of width 64, two of which read two neighbours, an encoder of one layer) against a decoder of equal
+next. RETRO (4 layers of width 48, two of which read two neighbours, an encoder of one layer) against a decoder of equal
 parameters (6 layers) that sees questions alone, and one that has the best passage in its context; all for equal seconds.
 Control: RETRO with neighbours of other questions. Expected: the decoder guesses (0.1), RETRO nears the one with the passage in
 context, and falls to guessing with others' neighbours.
@@ -32,7 +32,7 @@ CLAIM = (
     "decoder of equal parameters trained as long, and this comes from what it retrieves: with others' neighbours it is not."
 )
 MARGIN = 0.5
-SYLLABLES, VALUES, CHUNK, QUESTIONS, WIDTH, BATCH, LR = 40, 10, 8, 6, 64, 32, 2e-3
+SYLLABLES, VALUES, CHUNK, QUESTIONS, WIDTH, BATCH, LR = 40, 10, 8, 4, 48, 32, 3e-3
 ASK, IS, WHAT, FILL = (SYLLABLES + VALUES + i for i in range(4))
 TOKENS = FILL + 1
 _RETRO, _OTHERS, _PLAIN, _CONTEXT = (

@@ -66,7 +66,7 @@ def batches(
         PAD: IGNORED
     }
     pooled = model.config.pooled
-    rows = [[said] if pooled else list(said) for said in labels]
+    rows: list[list[str]] = [[str(said)] if pooled else list(said) for said in labels]
     if len(rows) != len(texts) or (not pooled and any(len(a) != len(b) for a, b in zip(texts, rows))):
         raise DataError(
             "every text needs its labels: one per word, or one per text where the model is pooled"

@@ -124,11 +124,12 @@ class AlgoFormer(nn.Module, PyTorchModelHubMixin):
         with torch.no_grad():
             for _ in range(steps - window):
                 state = self._iterate(state, held, again, mask)
-        answers = []
+        states = []
         for _ in range(window):
             state = self._iterate(state, held, again, mask)
-            answers.append(self._answer(state, mask))
-        return torch.stack(answers)
+            states.append(state)
+        every = None if mask is None else mask.repeat(window, 1)
+        return self._answer(torch.cat(states), every).unflatten(0, (window, -1))  # one pass of `post` for all
 
     def _iterate(self, state: Tensor, held: Tensor, places: Tensor | None, mask: Tensor | None) -> Tensor:
         x = state + held if self.config.inject else state

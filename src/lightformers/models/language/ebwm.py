@@ -216,24 +216,27 @@ class EnergyBasedTransformer(nn.Module, PyTorchModelHubMixin):
             raise UserError(f"descent takes at least one step, not {steps}")
         training = torch.is_grad_enabled()
         shape = (observed.layers[0][0].shape[0], len(at), self.config.vocab_size)
-        options = {"device": at.device, "dtype": self.candidate.weight.dtype}
-        y = (
-            torch.zeros(shape, **options)
-            if self.config.start == "zeros"
-            else torch.randn(shape, generator=generator, **options)
-        )  # type: ignore[call-overload]
+        y = self.candidate.weight.new_zeros(shape)
+        if self.config.start == "noise":
+            y = torch.randn(shape, generator=generator, device=y.device, dtype=y.dtype)
         logits, energies = [], []
         with torch.enable_grad():
             for step in range(steps):
                 if not self.config.through:
                     y = y.detach()
                 if self.config.noise and self.training:
-                    y = y + self.config.noise * torch.randn(shape, generator=generator, **options)  # type: ignore[call-overload]
+                    y = y + self.config.noise * torch.randn(
+                        shape, generator=generator, device=y.device, dtype=y.dtype
+                    )
                 if not y.requires_grad:
                     y.requires_grad_()
                 energy = self.judge(observed, at, y.softmax(-1), step)
                 energies.append(energy)
-                if step and tolerance and float((energies[-1] - energies[-2]).abs().max()) <= tolerance:
+                if (
+                    step
+                    and tolerance
+                    and float((energies[-1] - energies[-2]).detach().abs().max()) <= tolerance
+                ):
                     break
                 (slope,) = torch.autograd.grad(energy.sum(), y, create_graph=training)
                 y = y - self.step_size * slope

@@ -227,8 +227,9 @@ def ahead(input_ids: Tensor, count: int, mask: Tensor | None = None) -> tuple[Te
 def discounted(logits: Tensor, wanted: Tensor, discount: float) -> Tensor:
     """(rows, count, vocabulary), (rows, count) -> the mean over rows of sum discount^n * cross-entropy / sum discount^n,
     over what is wanted in a row; rows without any do not count."""
+    exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
     each = nn.functional.cross_entropy(
-        logits.float().flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
+        exact.flatten(0, 1), wanted.flatten(), ignore_index=IGNORED, reduction="none"
     )
     weight = discount ** torch.arange(wanted.shape[1], device=wanted.device, dtype=each.dtype)
     weight = weight * (wanted != IGNORED)

@@ -4,13 +4,14 @@ A small encoder turns the bytes of a word into one vector, a large causal backbo
 decoder spells the next word, byte by byte, from the backbone's output. There is no vocabulary, and the backbone sees some
 five times fewer positions than a model of bytes.
 
-This is the paper's first form: bidirectional inside a word, one vector each way. The later released model joins the parts
-by cross-attention and decodes from the encoder's states instead; that is not here. Words come from `words.words_of`.
+This is the paper's first form: bidirectional inside a word, one vector each way, or (`connector`) the cross-attentions of
+the model that was released later, which also encodes the whole text as one stream and decodes from the encoder's states:
+that is not here. Words come from `words.words_of`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from lightformers.errors import UserError
+from lightformers.models.language.hierarchical_connectors import connectors
 from lightformers.models.language.layers import build
 from lightformers.models.language.words import END, PAD, SYMBOLS, WORD, stack, unfinished, words_of
 from lightformers.parts.mixers import State
@@ -30,7 +32,8 @@ GROUPS = (4, 8, 16)
 class HierarchicalConfig:
     """encoder, backbone, decoder: (width, layers, heads) of each. longest: most bytes of a word.
 
-    hidden: widths of the gated feed-forwards as a multiple of the width. Raises UserError for sizes below 1.
+    hidden: widths of the gated feed-forwards as a multiple of the width. connector: "vector" or "cross", see
+    `hierarchical_connectors`. Raises UserError for sizes below 1 and unknown connectors.
     """
 
     encoder: tuple[int, int, int] = (64, 2, 2)
@@ -38,6 +41,7 @@ class HierarchicalConfig:
     decoder: tuple[int, int, int] = (64, 2, 2)
     longest: int = 32
     hidden: float = 8 / 3
+    connector: str = "vector"
 
     def __post_init__(self) -> None:
         for name in ("encoder", "backbone", "decoder"):
@@ -47,6 +51,7 @@ class HierarchicalConfig:
             object.__setattr__(self, name, sizes)
         if self.longest < 1:
             raise UserError(f"a word holds at least one byte, not {self.longest}")
+        connectors(self.connector)
 
 
 class _Stack(nn.Module):
@@ -62,19 +67,22 @@ class _Stack(nn.Module):
         self.layers = build([row] * layers, width, "rms", 1e-5, 0.0)
         self.norm = nn.RMSNorm(width, eps=1e-5)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        for layer in self.layers:
-            x = layer(x, mask)
+    def forward(self, x: Tensor, mask: Tensor | None = None, added: Sequence[Tensor] | None = None) -> Tensor:
+        """added: (batch, width) that every position gets before each layer."""
+        for i, layer in enumerate(self.layers):
+            x = layer(x if added is None else x + added[i][:, None], mask)
         return self.norm(x)
 
     def begin(self, batch: int, like: Tensor) -> list[State]:
         return [layer.begin(batch, like.device, like.dtype) for layer in self.layers]  # type: ignore[operator]
 
-    def step(self, x: Tensor, states: list[State]) -> tuple[Tensor, list[State]]:
+    def step(
+        self, x: Tensor, states: list[State], added: Sequence[Tensor] | None = None
+    ) -> tuple[Tensor, list[State]]:
         """One more position, (batch, width)."""
         new = []
-        for layer, state in zip(self.layers, states):
-            x, state = layer.step(x, state)  # type: ignore[operator]
+        for i, (layer, state) in enumerate(zip(self.layers, states)):
+            x, state = layer.step(x if added is None else x + added[i], state)  # type: ignore[operator]
             new.append(state)
         return self.norm(x), new
 
@@ -94,17 +102,16 @@ class HierarchicalAutoregressive(nn.Module, PyTorchModelHubMixin):
         small, wide, spell = config.encoder[0], config.backbone[0], config.decoder[0]
         self.read = nn.Embedding(SYMBOLS, small)
         self.encoder = _Stack(config.encoder, config.hidden, causal=False)
-        self.enter = nn.Linear(small, wide, bias=False)
+        entry, leave = connectors(config.connector)
+        self.enter = entry(small, wide, config.backbone[2])
         self.backbone = _Stack(config.backbone, config.hidden, causal=True)
         self.start = nn.Parameter(torch.randn(wide) * 0.02)
-        self.leave = nn.Linear(wide, spell, bias=False)
+        self.leave = leave(wide, spell, config.decoder[1])
         self.letters = nn.Embedding(SYMBOLS, spell)
         self.decoder = _Stack(config.decoder, config.hidden, causal=True)
         self.say = nn.Linear(spell, SYMBOLS, bias=False)
         for module in (self.read, self.letters, self.say):
             nn.init.normal_(module.weight, std=0.02)
-        for module in (self.enter, self.leave):  # what enters a stream keeps its size
-            nn.init.normal_(module.weight, std=module.in_features**-0.5)
 
     def forward(self, words: Tensor) -> dict[str, Tensor]:
         """Raises UserError for words that are empty, longer than `longest`, or behind padding."""
@@ -120,13 +127,13 @@ class HierarchicalAutoregressive(nn.Module, PyTorchModelHubMixin):
         before = self.think(self.encode(words[there]), there)
         spelled = self.spell(before[there], words[there])
         return nn.functional.cross_entropy(
-            spelled.flatten(0, 1).float(), targets(words[there]).flatten(), ignore_index=PAD
+            _exact(spelled).flatten(0, 1), targets(words[there]).flatten(), ignore_index=PAD
         )
 
     @torch.no_grad()
     def nats(self, words: Tensor) -> Tensor:
         """(batch) nats of each text, the ends of words included."""
-        logits, wanted = self(words)["logits"].float(), targets(words)
+        logits, wanted = _exact(self(words)["logits"]), targets(words)
         each = nn.functional.cross_entropy(
             logits.flatten(0, 2), wanted.flatten(), ignore_index=PAD, reduction="none"
         )
@@ -138,9 +145,9 @@ class HierarchicalAutoregressive(nn.Module, PyTorchModelHubMixin):
         def one(group: Tensor) -> Tensor:
             x = self.read(torch.cat([group.new_full((len(group), 1), WORD), group.clamp(min=0)], 1))
             real = torch.cat([group.new_ones(len(group), 1), (group != PAD).long()], 1)
-            return self.encoder(x, real)[:, :1]
+            return self.enter(self.encoder(x, real), real)[:, None]
 
-        return self.enter(_grouped(one, words, 1)[:, 0])
+        return _grouped(one, words, 1)[:, 0]
 
     def think(self, vectors: Tensor, there: Tensor) -> Tensor:
         """Vectors of the words where `there` (batch, words) is true -> (batch, words, width): for each word the output at
@@ -152,14 +159,14 @@ class HierarchicalAutoregressive(nn.Module, PyTorchModelHubMixin):
 
     def spell(self, before: Tensor, words: Tensor) -> Tensor:
         """(count, width) outputs of the words before, (count, bytes) words -> (count, bytes + 1, 258) logits."""
-        first = self.leave(before)
 
-        def one(group: Tensor, first: Tensor) -> Tensor:
+        def one(group: Tensor, before: Tensor) -> Tensor:
+            first, added = self.leave(before)
             x = torch.cat([first[:, None], self.letters(group.clamp(min=0)).to(first.dtype)], 1)
             real = torch.cat([group.new_ones(len(group), 1), (group != PAD).long()], 1)
-            return self.say(self.decoder(x, real))
+            return self.say(self.decoder(x, real, added))
 
-        return _grouped(one, words, words.shape[1] + 1, first)
+        return _grouped(one, words, words.shape[1] + 1, before)
 
     @torch.no_grad()
     def generate(
@@ -196,19 +203,18 @@ class HierarchicalAutoregressive(nn.Module, PyTorchModelHubMixin):
                 continue
             word, made = word + bytes([symbol]), made + bytes([symbol])
             x = self.letters(torch.tensor([symbol], device=self.start.device))
-            y, held = self.decoder.step(x, spelling[1])
-            spelling = self.say(y)[0], held
+            y, held = self.decoder.step(x, spelling[1], spelling[2])
+            spelling = self.say(y)[0], held, spelling[2]
         return bytes(made)
 
-    def _open(self, before: Tensor, word: bytes) -> tuple[Tensor, list[State]]:
-        """Scores of what follows `word`, (258), and the decoder's states there."""
-        states = self.decoder.begin(1, self.start)
-        y, states = self.decoder.step(self.leave(before), states)
+    def _open(self, before: Tensor, word: bytes) -> tuple[Tensor, list[State], list[Tensor] | None]:
+        """Scores of what follows `word`, (258), the decoder's states there, and what its layers get added."""
+        first, added = self.leave(before)
+        y, states = self.decoder.step(first, self.decoder.begin(1, self.start), added)
         for byte in word:
-            y, states = self.decoder.step(
-                self.letters(torch.tensor([byte], device=self.start.device)), states
-            )
-        return self.say(y)[0], states
+            x = self.letters(torch.tensor([byte], device=self.start.device))
+            y, states = self.decoder.step(x, states, added)
+        return self.say(y)[0], states, added
 
     def _choose(
         self, scores: Tensor, word: bytes, temperature: float, generator: torch.Generator | None
@@ -235,6 +241,10 @@ class HierarchicalAutoregressive(nn.Module, PyTorchModelHubMixin):
         if bool((real[..., 1:] & ~real[..., :-1]).any()) or bool((there[:, 1:] & ~there[:, :-1]).any()):
             raise UserError("bytes and words fill their rows from the left: padding only behind them")
         return there
+
+
+def _exact(logits: Tensor) -> Tensor:
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def targets(words: Tensor) -> Tensor:

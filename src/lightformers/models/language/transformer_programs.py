@@ -258,7 +258,7 @@ class TransformerProgram(nn.Module, PyTorchModelHubMixin):
         values = [*(hard or [ids]), place]
         numbers = [torch.ones(ids.shape, dtype=torch.float64, device=ids.device)]
         for layer in self.layers:
-            layer.execute(values, numbers, allowed)
+            layer.execute(values, numbers, allowed)  # type: ignore[operator]
         return values, numbers
 
 

@@ -10,7 +10,7 @@ import itertools
 import keyword
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +38,10 @@ class _Variable:
 
 @dataclass(frozen=True)
 class _Number:
-    """A number as the source knows it: the list's name and the most it can be."""
+    """A number as the source knows it: the list's name, and the least and the most it can be."""
 
     name: str
+    least: int
     most: int
 
 
@@ -64,11 +65,8 @@ def write(model: TransformerProgram, path: str | Path | None = None) -> str:
         words=list(config.words), labels=list(config.labels), length=config.length, reach=reach, file=_plain(file),
         example=_plain(example),
     )  # fmt: skip
-    source = (
-        head
-        + "\n".join([*_weights(model, variables, numbers), *_embedding(model), *functions, "", *body])
-        + TAIL
-    )
+    weights = _weights(model, variables, numbers)
+    source = head + "\n".join([*_embedding(model), *functions, "", "", *body, "", *weights]) + TAIL
     if path is not None:
         write_text(Path(path), source)
     return source
@@ -83,10 +81,10 @@ def _inputs(model: TransformerProgram) -> tuple[list[_Variable], list[_Number]]:
     config, size = model.config, model.config.size
     positions = _Variable("positions", _padded(range(config.length), size))
     if config.variables is None:
-        words = [_Variable("tokens", _padded(config.words, size))]
+        words = [_Variable("tokens", _padded([None, *config.words[1:]], size))]
     else:
         words = [_Variable(f"embeddings_{v}", tuple(range(size))) for v in range(config.variables)]
-    return [*words, positions], [_Number("ones", 1)]
+    return [*words, positions], [_Number("ones", 1, 1)]
 
 
 def _padded(values: Iterable[Any], size: int) -> tuple[Any, ...]:
@@ -135,22 +133,29 @@ def _layer(
         number = counted[rule.value]
         chosen = f"select({seen[rule.key].name}, {seen[rule.query].name}, {name}_predicate)"
         lines.append(f"{name} = aggregate_sum({chosen}, {number.name})")
-        numbers.append(_Number(name, length * number.most))
+        numbers.append(_Number(name, 0, length * number.most))
     made = []
     for i, read in enumerate(layer.tables.reads() if layer.tables is not None else ()):
         assert layer.tables is not None
         name = f"table_{depth}_{i}"
-        functions += _table(name, layer.tables.lookup(i), [variables[r] for r in read])
+        written, results = _table(name, layer.tables.lookup(i), [variables[r] for r in read])
+        functions += written
         lines.append(_applied(name, [variables[r].name for r in read]))
-        made.append(_Variable(name, tuple(range(len(variables[0].values)))))
+        made.append(_Variable(name, _only(results, variables)))
     for i, read in enumerate(layer.number_tables.reads() if layer.number_tables is not None else ()):
         assert layer.number_tables is not None
         name = f"number_table_{depth}_{i}"
-        functions += _number_table(name, layer, i, [numbers[r] for r in read])
+        written, results = _number_table(name, layer, i, [numbers[r] for r in read])
+        functions += written
         lines.append(_applied(name, [numbers[r].name for r in read]))
-        made.append(_Variable(name, tuple(range(len(variables[0].values)))))
+        made.append(_Variable(name, _only(results, variables)))
     variables.extend(made)
     return functions, lines
+
+
+def _only(results: Iterable[int], variables: list[_Variable]) -> tuple[int | None, ...]:
+    """The values that occur, None at the others: what cannot be is not written."""
+    return tuple(v if v in results else None for v in range(len(variables[0].values)))
 
 
 def _applied(name: str, read: Sequence[str]) -> str:
@@ -176,8 +181,9 @@ def _set(values: Iterable[Any]) -> str:
     return "{" + ", ".join(repr(v) for v in values) + "}"
 
 
-def _table(name: str, lookup: Tensor, read: list[_Variable]) -> list[str]:
-    """A table of variables. Combinations that cannot occur are left out; the commonest result needs no condition."""
+def _table(name: str, lookup: Tensor, read: list[_Variable]) -> tuple[list[str], Collection[int]]:
+    """A table of variables, and its results. Combinations that cannot occur are left out; the commonest result needs no
+    condition."""
     first = {
         v.name: i for i, v in reversed(list(enumerate(read)))
     }  # a variable that is read twice is one argument
@@ -189,7 +195,7 @@ def _table(name: str, lookup: Tensor, read: list[_Variable]) -> list[str]:
             continue
         key = tuple(words[first[n]] for n in names)
         entries.setdefault(int(lookup[place]), []).append(key if len(names) > 1 else key[0])
-    return _cases(name, names, entries)
+    return _cases(name, names, entries), entries
 
 
 def _cases(name: str, names: list[str], entries: dict[int, list[Any]]) -> list[str]:
@@ -208,12 +214,14 @@ def _argument(name: str) -> str:
     return f"{short}_" if keyword.iskeyword(short) else short
 
 
-def _number_table(name: str, layer: Layer, which: int, read: list[_Number]) -> list[str]:
+def _number_table(
+    name: str, layer: Layer, which: int, read: list[_Number]
+) -> tuple[list[str], Collection[int]]:
     """A table of numbers: every case if they are few, else the weighted sums, in the order in which the network adds."""
     tables = layer.number_tables
     assert tables is not None
     names = list(dict.fromkeys(n.name for n in read))
-    ranges = [range(next(n.most for n in read if n.name == name) + 1) for name in names]
+    ranges = [next(range(n.least, n.most + 1) for n in read if n.name == name) for name in names]
     count = 1
     for r in ranges:
         count *= len(r)
@@ -223,19 +231,20 @@ def _number_table(name: str, layer: Layer, which: int, read: list[_Number]) -> l
         entries: dict[int, list[Any]] = {}
         for place, result in zip(places, tables.decide(which, columns).tolist()):
             entries.setdefault(result, []).append(place if len(names) > 1 else place[0])
-        return _cases(name, names, entries)
+        return _cases(name, names, entries), entries
     arguments = [_argument(n) for n in names]
     rows = [*tables.first[which].tolist(), tables.first_bias[which].tolist()]
     terms = [f"{_argument(n.name)} * w{i}" for i, n in enumerate(read)]
     weights = ", ".join([*(f"w{i}" for i in range(len(read))), "b"])
     upper = name.upper()
-    return [
+    lines = [
         "", "", f"{upper}_FIRST = {[list(row) for row in zip(*rows)]}", f"{upper}_SECOND = {tables.second[which].tolist()}",
         f"{upper}_BIAS = {tables.second_bias[which].tolist()}", "", "", f"def {name}_of({', '.join(arguments)}):",
         f"    scores = {upper}_BIAS", f"    for ({weights}), row in zip({upper}_FIRST, {upper}_SECOND):",
         f"        unit = max({' + '.join([*terms, 'b'])}, 0.0)",
         "        scores = [score + unit * weight for score, weight in zip(scores, row)]", "    return largest(scores)",
     ]  # fmt: skip
+    return lines, range(tables.second.shape[-1])
 
 
 def _weights(model: TransformerProgram, variables: list[_Variable], numbers: list[_Number]) -> list[str]:
