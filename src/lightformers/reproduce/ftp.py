@@ -183,7 +183,7 @@ def _train(arm: Arm, module: nn.Module, rows: list[list[int]], seconds: float, s
         lr=LR,
         warmup=0.1,
         schedule="cosine",
-        precision=common.precision(),
+        precision="fp32",
         dropout=True,
         seed=seed,
     )

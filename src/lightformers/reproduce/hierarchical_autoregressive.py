@@ -191,9 +191,7 @@ def _train(arm: Arm, module: nn.Module, encoded: list[Any], seconds: float, seed
         return arm.loss(module, batch.inputs["ids"])
 
     feed = Feed(encoded, pad, np.full(len(encoded), LENGTH), LENGTH * batch, batch, seed=seed)
-    settings = Settings(
-        seconds=seconds, lr=LR, warmup=0.1, precision=common.precision(), schedule="cosine", seed=seed
-    )
+    settings = Settings(seconds=seconds, lr=LR, warmup=0.1, precision="fp32", schedule="cosine", seed=seed)
     return fit(module, feed, objective, settings).steps
 
 

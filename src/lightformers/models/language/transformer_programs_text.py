@@ -53,6 +53,7 @@ def largest(scores):
 
 TAIL = """
 
+
 def main():
     import sys
 
