@@ -18,7 +18,7 @@ def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
         reproduce.data("ag_news")
     except DataError as missing:
         pytest.skip(str(missing))
-    made = reproduce.run("ftp", budget_seconds=2)
+    made = reproduce.run("ftp", budget_seconds=0.3)
     made.write(tmp_path)
     assert Finding.read("ftp", tmp_path).slug == made.slug
     assert len(made.seeds) == 2 and "instead of 300" in made.limits

@@ -17,7 +17,7 @@ def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
         reproduce.data("wikitext2_small"), reproduce.data("multi30k_en_de")
     except DataError as missing:
         pytest.skip(str(missing))
-    made = reproduce.run("hierarchical-autoregressive", budget_seconds=2)
+    made = reproduce.run("hierarchical-autoregressive", budget_seconds=0.3)
     made.write(tmp_path)
     assert Finding.read("hierarchical-autoregressive", tmp_path).slug == made.slug
     assert len(made.seeds) == 2 and "instead of 300" in made.limits

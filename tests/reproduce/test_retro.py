@@ -12,7 +12,7 @@ from lightformers.reproduce.retro import CHUNK, World, with_passages
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    made = reproduce.run("retro", budget_seconds=1)
+    made = reproduce.run("retro", budget_seconds=0.3)
     made.write(tmp_path)
     assert Finding.read("retro", tmp_path).slug == made.slug
     assert len(made.seeds) == 2 and "instead of 300" in made.limits

@@ -9,7 +9,7 @@ from lightformers.reproduce import Finding
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    made = reproduce.run("transformer-programs", budget_seconds=1)
+    made = reproduce.run("transformer-programs", budget_seconds=0.3)
     made.write(tmp_path)
     assert Finding.read("transformer-programs", tmp_path).slug == made.slug
     assert len(made.seeds) == 2 and "instead of 300" in made.limits
