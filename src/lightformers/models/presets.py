@@ -128,6 +128,12 @@ def _memoryformer(width: int, depth: int, heads: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _ours(module: str, model: str, config: str = "") -> tuple[str, str]:
+    """The model and the configuration of a file in `models/language`."""
+    path = f"lightformers.models.language.{module}"
+    return f"{path}:{model}", f"{path}:{config or model}Config"
+
+
 PRESETS: dict[str, Preset] = {
     "masformer-1.3b": Preset(
         _masformer(2048, 16, 1024, 8192, "F" * 8 + "L" * 16), 1_328_158_720, source="arXiv 2310.12442"
@@ -170,6 +176,41 @@ PRESETS: dict[str, Preset] = {
     ),
     "wide-listops-1x32": Preset(
         _wide(1), 5_791_242, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
+    ),
+    "algoformer-256": Preset(
+        {}, 2_396_417, *_ours("algoformer", "AlgoFormer"), source="arXiv 2402.13572, counted from its sizes"
+    ),
+    "ebt-xxs": Preset(
+        {},
+        49_234_945,
+        *_ours("ebwm", "EnergyBasedTransformer", "EBWM"),
+        source="arXiv 2406.08862, counted from its sizes",
+    ),
+    "ftp-small": Preset(
+        {},
+        159_106_560,
+        *_ours("ftp", "FutureTokenPrediction", "FTP"),
+        source="arXiv 2410.18160, sizes suggested here",
+    ),
+    "hierarchical-tiny": Preset(
+        {},
+        1_052_928,
+        *_ours("hierarchical_autoregressive", "HierarchicalAutoregressive", "Hierarchical"),
+        source="arXiv 2501.10322, sizes suggested here",
+    ),
+    "retro-medium": Preset(
+        {}, 408_384_512, *_ours("retro", "Retro"), source="arXiv 2304.06762, counted from its sizes"
+    ),
+    "transformer-program-sort": Preset(
+        {
+            "words": (*["<pad>", "<s>", "</s>"], *"01234"),
+            "labels": ("<pad>", *"01234"),
+            "length": 8,
+            "size": 8,
+        },
+        17_718,
+        *_ours("transformer_programs", "TransformerProgram", "Program"),
+        source="arXiv 2306.01128, counted from its sizes",
     ),
 }
 

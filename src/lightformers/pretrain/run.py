@@ -188,7 +188,7 @@ def _model(plan: Plan, corpus: Corpus) -> Bundle:
         from lightformers.models import create_model
 
         made: Any = create_model(plan.model, **{"vocab_size": len(words), **plan.overrides})
-        if not hasattr(made, "generate"):
+        if not hasattr(made, "generation_config"):
             raise UserError(f"{plan.model} is no language model that continues text")
         bundle = Bundle(made, words, "causal-lm")
         for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
