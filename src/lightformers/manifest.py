@@ -152,7 +152,9 @@ def _skeleton(cls: type[nn.Module], config: Any) -> nn.Module:
 def _model_class(name: str, model: nn.Module | None = None) -> type[nn.Module]:
     import transformers
 
-    cls = getattr(transformers, name, None)
+    from lightformers.models.registry import model_class
+
+    cls = getattr(transformers, name, None) or model_class(name)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)) or (
         model is not None and type(model) is not cls
     ):
