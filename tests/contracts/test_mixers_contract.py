@@ -30,6 +30,8 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
         "qk_norm": True,
     },
     "fourier": {"heads": 2},
+    "mamba": {"state": 4, "kernel": 3},
+    "mamba2": {"state": 4, "head": 8, "groups": 2, "chunk": 4},
     "mixed": {"heads": 2, "kernel": 3},
     "multiplicative": {"heads": 2, "weighted": True},
 }
