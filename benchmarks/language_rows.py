@@ -92,7 +92,7 @@ def dual(n: int, heads: int = 8, size: int = 64, state: int = 128) -> Calls:
 
     def mine() -> Tensor:
         step = nn.functional.softplus(x["step"] - 4)
-        return ssd(x["x"] * step[..., None], step * a, x["b"], x["c"])[0]
+        return ssd(x["x"], step * a, x["b"], x["c"], step)[0]
 
     def theirs() -> Tensor:
         step = nn.functional.softplus(x["step"] - 4)

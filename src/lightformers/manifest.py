@@ -154,7 +154,7 @@ def _model_class(name: str, model: nn.Module | None = None) -> type[nn.Module]:
 
     from lightformers.models.registry import model_class
 
-    cls = getattr(transformers, name, None) or model_class(name)
+    cls = model_class(name) or getattr(transformers, name, None)
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)) or (
         model is not None and type(model) is not cls
     ):

@@ -23,6 +23,7 @@ def world(n: int, heads: int = 4, groups: int = 2, dtype: torch.dtype = torch.fl
         "log_decay": -torch.exp(drawn(2, n, heads) - 2),
         "b": drawn(2, n, groups, 5),
         "c": drawn(2, n, groups, 5),
+        "step": torch.nn.functional.softplus(drawn(2, n, heads)),
         "initial": drawn(2, heads, 5, 3),
     }
 
@@ -48,6 +49,8 @@ def test_any_chunk_documents_and_no_first_state(
     found = results(ssd, inputs, chunk=chunk, resets=resets(100))
     same(found, results(reference, inputs, resets=resets(100)), 1e-9)
     del inputs["initial"]
+    same(results(ssd, inputs, chunk=chunk), results(reference, inputs), 1e-9)
+    del inputs["step"]
     same(results(ssd, inputs, chunk=chunk), results(reference, inputs), 1e-9)
 
 
@@ -82,7 +85,7 @@ def test_in_float32_under_autocast() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     inputs = world(10)
-    for name in ("log_decay", "b", "initial"):
+    for name in ("log_decay", "step", "b", "initial"):
         with pytest.raises(UserError):
             ssd(**{**inputs, name: inputs[name][:1]})
     with pytest.raises(UserError, match="chunk"):

@@ -67,7 +67,7 @@ def test_logits_are_equal(kind: str) -> None:
     assert all(p.requires_grad for p in ours.parameters()) and not ours.training
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "mistral", "mamba2"])
+@pytest.mark.parametrize("kind", ["gpt2", "mistral", "mamba", "mamba2"])
 def test_both_generate_the_same(kind: str) -> None:
     model = theirs(kind)
     ids = torch.randint(3, 40, (2, 6))

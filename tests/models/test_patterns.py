@@ -39,11 +39,7 @@ def test_layers_have_one_sublayer() -> None:
         {"kind": "mlp", "width": 16},
     )
     made = patterns.layers("M*-", mixer, attention, mlp)
-    assert made == [
-        {"mixer": mixer, "ffn": None},
-        {"mixer": attention, "ffn": None},
-        {"mixer": None, "ffn": mlp},
-    ]
+    assert made == [{"mixer": mixer}, {"mixer": attention}, {"ffn": mlp}]
     assert made[0]["mixer"] is not mixer  # a copy: configurations are written to
 
 

@@ -99,7 +99,8 @@ def scan(
     length = n // lanes
     body = lanes * length
     first, then = (slice(n - body, n), slice(0, n - body)) if backwards else (slice(0, body), slice(body, n))
-    _lanes(*(x[:, first].unflatten(1, (lanes, length)) for x in (a, b, out)), initial, backwards)
+    cut = [x[:, first].unflatten(1, (lanes, length)) for x in (a, b, out)]
+    _lanes(cut[0], cut[1], cut[2], initial, backwards)
     edge = out[:, n - body] if backwards else out[:, body - 1]
     _steps(a[:, then], b[:, then], out[:, then], edge, 1, backwards)
     return out

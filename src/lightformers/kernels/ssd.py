@@ -1,6 +1,6 @@
 """The state-space dual of Mamba-2 (Dao and Gu, 2024, arXiv 2405.21060): a scan with one decay per head, in chunks.
 
-    h_t = exp(d_t) * h_{t-1} + B_t x_t'        y_t = C_t' h_t
+    h_t = exp(d_t) * h_{t-1} + step_t * B_t x_t'        y_t = C_t' h_t
 
 with a matrix h (N, P) per head. Inside a chunk the scan is a product with a (chunk, chunk) matrix, between chunks states
 are carried: nearly all work is matrix products. Chunks are taken a few at a time, in buffers that are used over and over, so
@@ -27,7 +27,8 @@ FLOOR = -60.0
 
 
 def reference(
-    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor | None = None, resets: Tensor | None = None
+    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, step: Tensor | None = None, initial: Tensor | None = None,
+    resets: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The equation itself; arguments and results as `ssd`."""
     share = x.shape[2] // b.shape[2]
@@ -37,27 +38,30 @@ def reference(
     for t in range(x.shape[1]):
         if resets is not None:
             h = h * ~resets[:, t, None, None, None]
-        h = torch.exp(log_decay[:, t, :, None, None]) * h + b[:, t, :, :, None] * x[:, t, :, None]
+        fed = x[:, t] if step is None else x[:, t] * step[:, t, :, None]
+        h = torch.exp(log_decay[:, t, :, None, None]) * h + b[:, t, :, :, None] * fed[:, :, None]
         out.append((c[:, t, :, :, None] * h).sum(2))
     return torch.stack(out, 1), h
 
 
 def ssd(
-    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor | None = None, resets: Tensor | None = None,
-    chunk: int = 64,
+    x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, step: Tensor | None = None, initial: Tensor | None = None,
+    resets: Tensor | None = None, chunk: int = 64,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """y (batch, n, heads, P) and the last state (batch, heads, N, P), in float32 or better, whatever autocast says.
 
-    x: (batch, n, heads, P), n at least 1; log_decay: (batch, n, heads), at most 0; b, c: (batch, n, groups, N), each
-    group shared by heads / groups heads that follow each other; initial: (batch, heads, N, P), 0 without. x_t = 0 with
-    log_decay_t = 0 leaves the state as it is (padding); where resets (batch, n) is true the state is forgotten before the
-    token (a document begins). chunk need not divide n. Differentiable once in all but resets.
+    x: (batch, n, heads, P), n at least 1; log_decay: (batch, n, heads), at most 0; step: of the same shape, a factor on
+    x, 1 without; b, c: (batch, n, groups, N), each group shared by heads / groups heads that follow each other; initial:
+    (batch, heads, N, P), 0 without. step_t = 0 (or x_t) with log_decay_t = 0 leaves the state as it is (padding); where
+    resets (batch, n) is true the state is forgotten before the token (a document begins). chunk need not divide n.
+    Differentiable once in all but resets.
     """
     batch, n, heads, size = x.shape
     if chunk < 1 or n == 0:
         raise UserError(f"a chunk of {chunk} over {n} tokens: both must be at least 1")
-    if log_decay.shape != (batch, n, heads):
-        raise UserError(f"log_decay is {(batch, n, heads)}, not {tuple(log_decay.shape)}")
+    for name, given in (("log_decay", log_decay), ("step", step)):
+        if given is not None and given.shape != (batch, n, heads):
+            raise UserError(f"{name} is {(batch, n, heads)}, not {tuple(given.shape)}")
     if b.shape != c.shape or b.dim() != 4 or b.shape[:2] != (batch, n) or heads % b.shape[2]:
         raise UserError(
             f"b and c are {(batch, n)} + (groups that divide {heads}, N), not {tuple(b.shape)}, {tuple(c.shape)}"
@@ -69,12 +73,13 @@ def ssd(
     more = -n % chunk
     exact = torch.promote_types(x.dtype, torch.float32)
     x, log_decay, b, c = (_whole(t.to(exact), more) for t in (x, log_decay, b, c))
+    step = None if step is None else _whole(step.to(exact), more)
     first = None
     if initial is not None:  # (batch, groups, N, heads of a group * P): columns of one matrix product
         first = initial.to(exact).unflatten(1, (groups, -1)).transpose(2, 3).flatten(3)
     counts = None if resets is None else _whole(resets.cumsum(1), more, "last")
     with torch.autocast(x.device.type, enabled=False):
-        y, last = _SSD.apply(x, log_decay, b, c, first, counts, chunk)
+        y, last = _SSD.apply(x, log_decay, b, c, step, first, counts, chunk)
     last = last.unflatten(3, (heads // groups, size)).transpose(2, 3).flatten(1, 2)
     return y[:, :n], last
 
@@ -132,7 +137,9 @@ class _Block:
             0, 1, 4, 2, 3, 5
         )
 
-    def begin(self, log_decay: Tensor, b: Tensor, c: Tensor, counts: Tensor | None, here: slice) -> None:
+    def begin(
+        self, log_decay: Tensor, b: Tensor, c: Tensor, step: Tensor | None, counts: Tensor | None, here: slice
+    ) -> None:
         """What both passes need of a block: decays, and the products of b and c."""
         s = self.cut(log_decay, here).cumsum(2)
         self.k = here.stop - here.start
@@ -155,6 +162,8 @@ class _Block:
             decay = decay.masked_fill(ended != begun, 0)
             mask = (self.tril * (now[..., :, None] == now[..., None, :]))[:, :, None]
         self.into, self.outof = (x.unflatten(3, (self.groups, -1))[..., None] for x in (into, outof))
+        self.step = None if step is None else self.face(step, here)[..., None]
+        self.fed = self.outof if self.step is None else self.outof * self.step
         # (k, B, G, 1, J), beside states (k, B, G, N, J)
         self.decay = decay.repeat_interleave(self.size, 2).unflatten(2, (self.groups, 1, -1))
         self.b, self.c = self.matrices("b", b, here), self.matrices("c", c, here)
@@ -182,10 +191,13 @@ class _Block:
         torch.mul(x, factor, out=self.by_groups(out))
         return out
 
-    def single(self, name: str, x: Tensor) -> Tensor:
-        """x of this block, a face -> (k * B * H, Q, P)."""
+    def single(self, name: str, x: Tensor, factor: Tensor | None = None) -> Tensor:
+        """x of this block, a face, times a factor -> (k * B * H, Q, P)."""
         out = self.room(name, self.k * self.rows * self.heads, self.chunk, self.size)
-        self.by_heads(out).copy_(x)
+        if factor is None:
+            self.by_heads(out).copy_(x)
+        else:
+            torch.mul(x, factor, out=self.by_heads(out))
         return out
 
     def states(self, name: str, more: int = 0) -> Tensor:
@@ -196,29 +208,29 @@ class _Block:
 class _SSD(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, initial: Tensor | None, counts: Tensor | None,
-        chunk: int,
+        ctx: Any, x: Tensor, log_decay: Tensor, b: Tensor, c: Tensor, step: Tensor | None, initial: Tensor | None,
+        counts: Tensor | None, chunk: int,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         m = _Block(x, b, chunk)
         states = x.new_empty(m.count + 1, m.rows, m.groups, m.state, m.share * m.size)
         states[0] = 0 if initial is None else initial
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         for here in m.parts():
-            m.begin(log_decay, b, c, counts, here)
+            m.begin(log_decay, b, c, step, counts, here)
             face = m.face(x, here)
-            fed = m.columns("fed", face, m.outof)
+            fed = m.columns("fed", face, m.fed)
             after = states[here.start + 1 : here.stop + 1]
             torch.bmm(m.b.mT, fed, out=after.flatten(0, 2))
             for number in range(m.k):
                 after[number].addcmul_(m.decay[number], states[here.start + number])
             near = torch.bmm(
                 m.weights(m.mix),
-                m.single("x", face),
+                m.single("x", face, m.step),
                 out=m.room("near", m.k * m.rows * m.heads, chunk, m.size),
             )
             far = torch.bmm(m.c, states[here].flatten(0, 2), out=fed)
             torch.addcmul(m.by_heads(near), m.by_groups(far), m.into, out=m.face(y, here))
-        ctx.save_for_backward(x, log_decay, b, c, counts, states, y)
+        ctx.save_for_backward(x, log_decay, b, c, step, counts, states, y)
         ctx.chunk = chunk
         ctx.set_materialize_grads(False)
         return y, states[-1].clone()
@@ -226,29 +238,32 @@ class _SSD(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor | None, dlast: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, log_decay, b, c, counts, states, y = ctx.saved_tensors
+        x, log_decay, b, c, step, counts, states, y = ctx.saved_tensors
         with torch.autocast(x.device.type, enabled=False):
             dy = torch.zeros_like(y) if dy is None else dy
             dx, db, dc = (torch.empty_like(t, memory_format=torch.contiguous_format) for t in (x, b, c))
             ddecay = torch.empty_like(log_decay, memory_format=torch.contiguous_format)
+            dstep = None if step is None else torch.empty_like(ddecay)
             carry = torch.zeros_like(states[-1]) if dlast is None else dlast
             m = _Block(x, b, ctx.chunk)
             for here in reversed(m.parts()):
-                m.begin(log_decay, b, c, counts, here)
+                m.begin(log_decay, b, c, step, counts, here)
                 faces = [m.face(t, here) for t in (x, y, dy, dx)]
                 cuts = [m.cut(t, here) for t in (db, dc, ddecay)]
-                carry = _backward(m, states[here.start : here.stop + 1], carry, *faces, *cuts)
+                steps = None if dstep is None else m.cut(dstep, here)
+                carry = _backward(m, states[here.start : here.stop + 1], carry, faces, cuts, steps)
             if counts is not None:
                 ddecay.masked_fill_((counts.diff(dim=1, prepend=counts[:, :1] * 0) != 0)[..., None], 0)
-        return dx, ddecay, db, dc, carry if ctx.needs_input_grad[4] else None, None, None
+        return dx, ddecay, db, dc, dstep, carry if ctx.needs_input_grad[5] else None, None, None
 
 
 def _backward(
-    m: _Block, states: Tensor, carry: Tensor, x: Tensor, y: Tensor, dy: Tensor, dx: Tensor, db: Tensor, dc: Tensor,
-    ddecay: Tensor,
-) -> Tensor:  # fmt: skip
-    """Fill the gradients of a block: dx, db, dc, ddecay. states: before each chunk and after the last; carry: what the
-    loss asks of the last of them. Returns what it asks of the first."""
+    m: _Block, states: Tensor, carry: Tensor, faces: list[Tensor], cuts: list[Tensor], dstep: Tensor | None
+) -> Tensor:
+    """Fill the gradients of a block. faces: x, y, dy and, to be filled, dx; cuts: db, dc, ddecay, to be filled; dstep too.
+    states: before each chunk and after the last; carry: what the loss asks of the last of them. Returns what it asks of
+    the first."""
+    (x, y, dy, dx), (db, dc, ddecay) = faces, cuts
     seen = m.columns("seen", dy, m.into)
     asked = m.states("asked", 1)
     torch.bmm(m.c.mT, seen, out=asked[:-1].flatten(0, 2))  # of the state before each chunk, by its own tokens
@@ -256,10 +271,10 @@ def _backward(
     for number in reversed(range(m.k)):
         asked[number].addcmul_(m.decay[number], asked[number + 1])
     after = asked[1:].flatten(0, 2)  # of the state after each chunk
-    fed = m.columns("fed", x, m.outof)
+    fed = m.columns("fed", x, m.fed)
     dc_here = torch.bmm(seen, states[:-1].flatten(0, 2).mT, out=m.room("dc", *m.c.shape))
     db_here = torch.bmm(fed, after.mT, out=m.room("db", *m.b.shape))
-    xs, dys = m.single("x", x), m.single("dy", dy)
+    xs, dys = m.single("x", x, m.step), m.single("dy", dy)
     weights = m.weights(m.room("weights", *m.mix.shape))
     dweights = torch.bmm(dys, xs.mT, out=m.room("dweights", *weights.shape)).view(m.mix.shape).mul_(m.mix)
     dscores = dweights.unflatten(2, (m.groups, m.share)).sum(3).mul_(m.mask).flatten(0, 2)
@@ -269,12 +284,16 @@ def _backward(
         out.copy_(found.view(m.k, m.rows, m.groups, m.chunk, m.state).transpose(2, 3))
     near, far = torch.bmm(weights.mT, dys, out=xs), torch.bmm(m.b, after, out=seen)
     torch.addcmul(m.by_heads(near), m.by_groups(far), m.outof, out=dx)
-    # with s the running sum of log decays, y_i grows with exp(s_i), and what x_j gives falls with it; the state after
-    # the chunk grows with exp(s_Q). A log decay is in every s from its token on.
+    # with s the running sum of log decays over the block, y_i grows with exp(s_i), and what x_j gives falls with it; the
+    # state after the block grows with the last s. A log decay is in every s from its token on.
     room = m.room("fed", *x.shape)
-    ds = torch.mul(dy, y, out=room).sum(5)
-    ds -= torch.mul(dx, x, out=room).sum(5)
-    end = torch.mul(asked[1:], states[1:], out=m.states("end")).unflatten(4, (m.share, m.size))
-    ds[:, :, -1] += end.sum((3, 5))
-    ddecay.copy_(ds.flip(2).cumsum(2).flip(2).flatten(3))
+    lost = torch.mul(dx, x, out=room).sum(5)
+    if m.step is not None and dstep is not None:
+        dstep.copy_(lost.flatten(3))
+        lost *= m.step[..., 0]
+        dx *= m.step
+    ds = torch.mul(dy, y, out=room).sum(5).sub_(lost).flatten(3).transpose(1, 2).flatten(0, 1)
+    end = (asked[-1] * states[-1]).unflatten(3, (m.share, m.size))
+    ds[-1] += end.sum((2, 4)).flatten(1)
+    ddecay.copy_(ds.flip(0).cumsum(0).flip(0).unflatten(0, (m.k, m.chunk)).transpose(1, 2))
     return asked[0].clone()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightformers.errors import UserError
+from lightformers.models.language import patterns
 from lightformers.models.patterns import stack
 
 DECODER = "lightformers.models.language.decoder:Decoder"
@@ -48,7 +49,37 @@ def _llama(width: int, depth: int, heads: int, kv_heads: int, hidden: int, words
     }  # fmt: skip
 
 
+def _mamba(width: int, depth: int, words: int = 50280) -> dict[str, Any]:
+    return {
+        "vocab_size": words, "hidden_size": width, "layers": stack("M" * depth, {"M": {"mixer": {"kind": "mamba"}}}),
+        "norm": "rms", "norm_eps": 1e-5, "tie_word_embeddings": True, "residual_fp32": True,
+    }  # fmt: skip
+
+
+def _mamba2_hybrid(
+    width: int, depth: int, heads: int, kv_heads: int, groups: int, words: int
+) -> dict[str, Any]:
+    return {
+        "vocab_size": words, "hidden_size": width, "layers": patterns.layers(
+            patterns.allocate(depth, 0.08, 0.5),
+            {"kind": "mamba2", "groups": groups},
+            {"kind": "attention", "heads": heads, "kv_heads": kv_heads, "rotary": False},
+            {"kind": "mlp", "hidden": 4 * width},
+        ),
+        "norm": "rms", "norm_eps": 1e-5, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
+    "mamba-130m": Preset(_mamba(768, 24), 129_135_360, source="arXiv 2312.00752"),
+    "mamba2-hybrid-8b": Preset(
+        _mamba2_hybrid(4096, 56, 32, 8, 8, 256000), 8_654_517_248, source="arXiv 2406.07887"
+    ),
+    "mamba2-hybrid-small": Preset(
+        _mamba2_hybrid(512, 24, 8, 4, 1, 32000),
+        76_715_488,
+        source="the pattern of arXiv 2406.07887 at 24 layers",
+    ),
     "transformer-gpt2-124m": Preset(_gpt2(768, 12, 12), 124_439_808, source="GPT-2 small"),
     "transformer-gpt2-355m": Preset(_gpt2(1024, 24, 16), 354_823_168, source="GPT-2 medium"),
     "transformer-llama-135m": Preset(

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightformers.errors import UserError
+from lightformers.models.patterns import stack
 
 MIXER, ATTENTION, MLP = "M", "*", "-"
 
@@ -57,13 +58,8 @@ def check(pattern: str, layers: int | None = None) -> str:
 
 def layers(
     pattern: str, mixer: Mapping[str, Any], attention: Mapping[str, Any], mlp: Mapping[str, Any]
-) -> list[dict[str, dict[str, Any] | None]]:
+) -> list[dict[str, Any]]:
     """The layer list of a decoder's configuration: each layer has one sublayer, of these kinds and options."""
-    made: dict[str, dict[str, Mapping[str, Any] | None]] = {
-        MIXER: {"mixer": mixer, "ffn": None},
-        ATTENTION: {"mixer": attention, "ffn": None},
-        MLP: {"mixer": None, "ffn": mlp},
-    }
-    return [
-        {part: None if o is None else dict(o) for part, o in made[sign].items()} for sign in check(pattern)
-    ]
+    return stack(
+        check(pattern), {MIXER: {"mixer": mixer}, ATTENTION: {"mixer": attention}, MLP: {"ffn": mlp}}
+    )

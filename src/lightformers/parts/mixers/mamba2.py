@@ -114,7 +114,7 @@ class Mamba2(nn.Module):
         delta, u, b, c = self._parts(mixed, step)
         if mask is not None:  # no time passes at padding
             delta = delta * (mask != 0)[..., None]
-        y, last = ssd(u * delta[..., None], delta * self._a(delta), b, c, initial, resets, self.chunk)
+        y, last = ssd(u, delta * self._a(delta), b, c, delta, initial, resets, self.chunk)
         y = torch.addcmul(y, u, self.D.to(u.dtype)[:, None])
         return y.flatten(2).to(mixed.dtype), last
 
