@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import steps_world as world
 import torch
 
-from lightformers import anatomy
+from lightformers import anatomy, compress
 from lightformers.compress import calibration
 from lightformers.steps import Run
 
@@ -41,3 +44,33 @@ def test_statistics_leave_padding_out() -> None:
     torch.testing.assert_close(found.magnitude, x.abs().mean(0), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(found.gram, x.T @ x / len(x), rtol=1e-3, atol=1e-5)
     assert not bert.model.training and not anatomy.get(bert.model, path)._forward_pre_hooks
+
+
+def test_second_moments_in_groups_are_those_of_one_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    bert, task = world.bundle(), world.task()
+    downs = [b.feed_forward.down for b in anatomy.of(bert.model).blocks]
+    at_once = dict(calibration.second_moments(bert, task, downs, 9, RUN))
+    assert calibration.statistics(bert, task, 9).inputs.keys() == set(downs)
+    calibration.forget()
+    monkeypatch.setattr(calibration, "_MOMENTS", 1)
+    assert [len(g) for g in calibration.moment_groups(bert, downs)] == [1] * len(downs)
+    one_by_one = dict(calibration.second_moments(bert, task, downs, 9, RUN))
+    assert list(one_by_one) == downs and not calibration.statistics(bert, task, 9).inputs
+    for path in downs:
+        torch.testing.assert_close(one_by_one[path].gram, at_once[path].gram)
+        torch.testing.assert_close(one_by_one[path].mean, at_once[path].mean)
+
+
+@pytest.mark.parametrize("step", [compress.PruneChannels(0.5), compress.LowRank(0.25)])
+def test_steps_give_the_same_in_groups(step: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bert, task = world.bundle(), world.task()
+    whole = compress_with(step, bert, task)
+    calibration.forget()
+    monkeypatch.setattr(calibration, "_MOMENTS", 1)
+    grouped = compress_with(step, bert, task)
+    for name, value in whole.items():
+        torch.testing.assert_close(grouped[name], value)
+
+
+def compress_with(step: Any, bundle: Any, task: Any) -> dict[str, torch.Tensor]:
+    return dict(step.apply(bundle.copy(), task, RUN).model.state_dict())

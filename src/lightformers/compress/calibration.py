@@ -18,44 +18,15 @@ from torch import Tensor, nn
 
 from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle, Example
+from lightformers.compress.moments import Inputs, input_hook, real_tokens
 from lightformers.errors import DataError, UserError
 from lightformers.steps import Run
 
 #: Padded tokens in one calibration batch: large enough for the matrix units, small enough for any memory.
 _BATCH_TOKENS = 2048
 _REMEMBERED_MODELS = 3
-
-
-@dataclass
-class Inputs:
-    """Moments of what enters a layer, over all tokens that are no padding. Sums, float32 (float64 for counts)."""
-
-    rows: int
-    total: Tensor  # (h,) sum of x
-    absolute: Tensor  # (h,) sum of |x|
-    square: Tensor  # (h,) sum of x^2
-    products: Tensor | None = None  # (h, h) sum of x x^T
-
-    @property
-    def mean(self) -> Tensor:
-        return self.total / self.rows
-
-    @property
-    def magnitude(self) -> Tensor:
-        """Mean of |x| per feature."""
-        return self.absolute / self.rows
-
-    @property
-    def power(self) -> Tensor:
-        """Mean of x^2 per feature."""
-        return self.square / self.rows
-
-    @property
-    def gram(self) -> Tensor:
-        """Mean of x x^T, (h, h): the uncentred second moments."""
-        if self.products is None:
-            raise UserError("second moments were not collected: ask for them with collect(grams=...)")
-        return self.products / self.rows
+#: Bytes of second moments that are held at a time; a model with more is run through once for each such group of layers.
+_MOMENTS = 1 << 27
 
 
 @dataclass
@@ -157,19 +128,63 @@ def collect(
     unseen = [p for p in dict.fromkeys(blocks) if p not in found.similarity]
     if not (full or plain or unseen):
         return found
+    moments, similarity = _observe(bundle, chosen, plain, full, unseen, run.dtype)
+    found.inputs.update(moments)
+    found.similarity.update(similarity)
+    return found
+
+
+def second_moments(
+    bundle: Bundle, task: Any, paths: Sequence[str], examples: int = 64, run: Run | None = None
+) -> Iterator[tuple[str, Inputs]]:
+    """(path, moments with `gram`) of each layer, in groups that fit into memory; use one before the next is asked for.
+
+    What fits at once is remembered, as `collect` does. The model must not be edited in between. Raises as `collect`.
+    """
+    run = run or Run()
+    groups = moment_groups(bundle, paths)
+    if len(groups) == 1:
+        known = collect(bundle, task, grams=groups[0], examples=examples, run=run).inputs
+        yield from ((path, known[path]) for path in groups[0])
+        return
+    chosen = examples_of(task, examples, run.seed)
+    for group in groups:
+        moments, _ = _observe(bundle, chosen, (), group, (), run.dtype)
+        for path in group:
+            yield path, moments.pop(path)
+
+
+def moment_groups(bundle: Bundle, paths: Sequence[str]) -> list[list[str]]:
+    """Layers whose second moments are held at the same time: one at least, else as many as fit."""
+    groups: list[list[str]] = [[]]
+    held = 0
+    for path in dict.fromkeys(paths):
+        size = 4 * anatomy.linear(bundle.model, path)[0].shape[1] ** 2
+        if groups[-1] and held + size > _MOMENTS:
+            groups.append([])
+            held = 0
+        groups[-1].append(path)
+        held += size
+    return groups
+
+
+def _observe(
+    bundle: Bundle, chosen: Sequence[Example], plain: Sequence[str], full: Sequence[str], unseen: Sequence[str], dtype: str
+) -> tuple[dict[str, Inputs], dict[str, float]]:  # fmt: skip
+    """One pass: moments of what enters layers (with second ones for `full`), similarity of blocks."""
     moments: dict[str, Inputs] = {}
     similarity: dict[str, list[float]] = {p: [0.0, 0.0] for p in unseen}
     current: list[Tensor | None] = [None]
     with ExitStack() as stack:
         for path in (*plain, *full):
-            hook = _input_hook(moments, path, path in full, current)
+            hook = input_hook(moments, path, path in full, current)
             stack.callback(anatomy.get(bundle.model, path).register_forward_pre_hook(hook).remove)
         for path in unseen:
             hook = _similarity_hook(similarity[path], current)
             module = anatomy.get(bundle.model, path)
             stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         stack.enter_context(evaluating(bundle.model))
-        stack.enter_context(fast_precision(next(bundle.model.parameters()).device, run.dtype))
+        stack.enter_context(fast_precision(next(bundle.model.parameters()).device, dtype))
         module = bundle.module().eval()
         for batch in batches(bundle, chosen):
             current[0] = batch.inputs.get("attention_mask")
@@ -178,9 +193,7 @@ def collect(
         raise UserError(
             f"the calibration examples never reach {', '.join(missing[:3])}: is it part of the model?"
         )
-    found.inputs.update(moments)
-    found.similarity.update({p: total / max(count, 1) for p, (total, count) in similarity.items()})
-    return found
+    return moments, {p: total / max(count, 1) for p, (total, count) in similarity.items()}
 
 
 @contextmanager
@@ -228,33 +241,6 @@ def fast_precision(device: torch.device, dtype: str) -> Iterator[None]:
     finally:
         if device.type == "cpu" and old is not None:
             products.fp32_precision = old
-
-
-def real_tokens(states: Tensor, mask: Tensor | None) -> Tensor:
-    """(batch, length, h) -> (tokens, h) without padding; where the mask is of another length, all tokens."""
-    if states.dim() == 3 and mask is not None and mask.shape == states.shape[:2] and not bool(mask.all()):
-        return states[mask.bool()]
-    return states.reshape(-1, states.shape[-1])
-
-
-def _input_hook(
-    moments: dict[str, Inputs], path: str, gram: bool, current: list[Tensor | None]
-) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        x = real_tokens(args[0].detach(), current[0]).float()
-        with torch.autocast(x.device.type, enabled=False):
-            products = x.T @ x if gram else None
-        new = Inputs(len(x), x.sum(0), x.abs().sum(0), x.square().sum(0), products)
-        old = moments.get(path)
-        if old is None:
-            moments[path] = new
-            return
-        old.rows += new.rows
-        for name in ("total", "absolute", "square", "products"):
-            if (more := getattr(new, name)) is not None:
-                getattr(old, name).add_(more)
-
-    return hook
 
 
 def _similarity_hook(sums: list[float], current: list[Tensor | None]) -> Callable[..., None]:

@@ -87,19 +87,24 @@ class LowRank:
                 f"rank {self.rank} saves nothing: two factors would be no smaller than any of the {len(sizes)} "
                 f"matrices; take a rank of at most {limit}"
             )
-        grams: dict[str, Tensor] = {}
+        made = {}
+
+        def factorize(path: str, gram: Tensor | None) -> None:
+            weight, bias = anatomy.linear(model, path)
+            made[path] = LowRankLinear.from_factors(*factors(weight.detach(), ranks[path], gram), bias)
+
         if self.weighted:
             source = input_of(found)
             wanted = [source[p] for p in pays]
-            known = calibration.collect(bundle, task, grams=wanted, examples=self.examples, run=run)
-            grams = {p: known.inputs[source[p]].gram for p in pays}
-        layers = {}
+            for shared, inputs in calibration.second_moments(bundle, task, wanted, self.examples, run):
+                gram = inputs.gram
+                for path in (p for p in pays if source[p] == shared):
+                    factorize(path, gram)
+        else:
+            for path in pays:
+                factorize(path, None)
         for path in pays:
-            weight, bias = anatomy.linear(model, path)
-            first, second = factors(weight.detach(), ranks[path], grams.get(path))
-            layers[path] = LowRankLinear.from_factors(first, second, bias)
-        for path, layer in layers.items():
-            anatomy.surgery.replace(model, path, layer)
+            anatomy.surgery.replace(model, path, made[path])
         return bundle
 
     def _rank(self, out_features: int, in_features: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -67,7 +68,12 @@ class PruneChannels:
         looks = self.score == "activation" or self.compensate or self.reconstruct
         inputs: dict[str, calibration.Inputs] = {}
         if looks:
-            kind = "grams" if self.reconstruct else "inputs"
+            # one pass serves scoring and repair, where the moments of all layers fit into memory
+            kind = (
+                "grams"
+                if self.reconstruct and len(calibration.moment_groups(bundle, downs)) == 1
+                else "inputs"
+            )
             inputs = calibration.collect(
                 bundle, task, **{kind: downs}, examples=self.examples, run=run
             ).inputs
@@ -77,9 +83,13 @@ class PruneChannels:
             kept = within(ranked, [share(self.keep, w, multiple) for w in widths])
         else:
             kept = across(ranked, share(self.keep, sum(widths)), self.round_to)
-        repaired = [self._repair(model, path, keep, inputs.get(path)) for path, keep in zip(downs, kept)]
+        left = dict(zip(downs, kept))
+        known: Iterable[tuple[str, calibration.Inputs]] = inputs.items()
+        if self.reconstruct:
+            known = calibration.second_moments(bundle, task, downs, self.examples, run)
+        repaired = {path: self._repair(model, path, left[path], seen) for path, seen in known if path in left}
         anatomy.surgery.keep_channels(model, dict(zip(ffns, kept)))
-        for path, (weight, bias) in zip(downs, repaired):
+        for path, (weight, bias) in repaired.items():
             rewrite(model, path, weight, bias)
         return bundle
 
@@ -96,11 +106,11 @@ class PruneChannels:
         return scores.channel_magnitude(down, *into).cpu()
 
     def _repair(
-        self, model: nn.Module, path: str, keep: list[int], inputs: calibration.Inputs | None
+        self, model: nn.Module, path: str, keep: list[int], inputs: calibration.Inputs
     ) -> tuple[Tensor | None, Tensor | None]:
         """The new weight and what to add to the bias; None leaves as it is."""
         weight, bias = anatomy.linear(model, path)
-        if inputs is None or len(keep) == weight.shape[1]:
+        if len(keep) == weight.shape[1]:
             return None, None
         mean = inputs.mean if bias is not None else None
         if self.reconstruct:
