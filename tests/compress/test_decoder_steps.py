@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import steps_world as world
 import torch
 
 import lightformers as lf
-from lightformers import compress, export
+from lightformers import compress, export, runners
 from lightformers.bundle import Bundle
+from lightformers.export.reload import _forms
 from lightformers.models.language.decoder import Decoder, DecoderConfig
 
 ATTENTION = {"mixer": {"kind": "attention", "heads": 4}, "ffn": {"kind": "swiglu", "hidden": 64}}
 MAMBA = {"mixer": {"kind": "mamba", "state": 4}, "ffn": {"kind": "mlp", "hidden": 64}}
 
 
-def bundle(*layers: dict) -> Bundle:
+def bundle(*layers: dict, **fields: Any) -> Bundle:
     words = world.tokenizer("bpe")
     torch.manual_seed(0)
     ids = {f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos"))}
-    model = Decoder(DecoderConfig(len(words), 32, layers, **ids)).eval()
+    model = Decoder(DecoderConfig(len(words), 32, layers, **ids, **fields)).eval()
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.ndim > 1 and "A_log" not in name:
@@ -45,7 +47,7 @@ def test_a_recipe_of_cuts(layers: list[dict], tmp_path: Path) -> None:
     assert export.save(small, tmp_path) == []
     again = lf.load(str(tmp_path))
     assert torch.equal(world.outputs(again), world.outputs(small))
-    assert export.reload._forms(tmp_path, [{"text": "a"}])[0][0] == "lightformers"
+    assert _forms(tmp_path, [{"text": "a"}])[0][0] == "lightformers"
 
 
 def test_vocabulary_is_cut_with_its_tokenizer() -> None:
@@ -65,3 +67,25 @@ def test_a_shorter_decoder_learns_from_the_longer_one() -> None:
     target = world.outputs(mine)
     far, near = ((world.outputs(b) - target).square().mean() for b in (before, after))
     assert near < 0.9 * far
+
+
+@pytest.mark.parametrize("positions", [None, "learned"])
+def test_openvino_runs_it(positions: str | None) -> None:
+    """Padding on the right and on the left, other lengths than the one that was looked at for the graph."""
+    mine = bundle(ATTENTION, ATTENTION, positions=positions, max_position_embeddings=64)
+    rows = [{"text": text} for text in world.TEXTS[:12]]
+
+    def outputs(named: dict, batch: object) -> list:
+        return list(named["logits"].float())
+
+    for side in ("right", "left"):
+        mine.processor.padding_side = side
+        plain, other = (
+            runners.build(mine, lf.Deploy(runtime=name, precision="fp32", batch_size=4), rows[:4])(
+                rows, outputs
+            )
+            for name in ("torch", "openvino")
+        )
+        masks = [mine.collate(rows[i : i + 4]).inputs["attention_mask"].bool() for i in range(0, 12, 4)]
+        for a, b, real in zip(plain, other, [row for mask in masks for row in mask]):
+            assert (torch.as_tensor(a) - torch.as_tensor(b))[real].abs().max() < 1e-3

@@ -65,7 +65,7 @@ def attend(
         )
         return _products(q, k, v, seen, dropout)
     if window is None and owner is None:
-        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal and n > 1)
+        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     if causal and window is not None and n > 2 * max(window, 64):
         return _banded(q, k, v, owner, window, dropout)
     return scaled_dot_product_attention(q, k, v, visible(n, owner, window, causal, q.device), dropout)

@@ -10,7 +10,7 @@ from lightformers.parts.attention.softmax import attend, documents
 from lightformers.parts.initial import linear, once, residual
 from lightformers.parts.mixers import State, keys, places, starts
 from lightformers.parts.mixers.relative import join, split
-from lightformers.parts.positions import rotary_size, turn, turns
+from lightformers.parts.positions import recorded, rotary_size, turn, turns
 
 
 class Attention(nn.Module):
@@ -68,7 +68,9 @@ class Attention(nn.Module):
         place = torch.arange(x.shape[1], device=x.device)[None]
         if mask is not None:
             if not self.causal:
-                owner = None if bool((mask != 0).all()) else (mask != 0).long()
+                owner = None if not recorded() and bool((mask != 0).all()) else (mask != 0).long()
+            elif recorded():  # only distances within a document count, so any first place serves
+                owner = documents(mask)
             elif bool(starts(mask)[:, 1:].any()):
                 owner, place = documents(mask), places(mask)
             # else: one document each that starts at once, and a causal token never sees the padding behind it
