@@ -140,6 +140,49 @@ def lanes(n: int, width: int = 256) -> Calls:
     return {OURS: both_ways(mine, x, (1, n, width)), LITERAL: both_ways(theirs, x, (1, n, width))}
 
 
+def delta(n: int, heads: int = 4, size: int = 64) -> Calls:
+    """The delta rule of 4 heads of 64, as in a model of width 256; transformers' is that of Qwen3-Next at no decay."""
+    from transformers.models.qwen3_next.modeling_qwen3_next import torch_chunk_gated_delta_rule
+
+    from lightformers.kernels.delta_rule import delta_rule, reference
+
+    x = leaves(q=(1, heads, n, size), k=(1, heads, n, size), v=(1, heads, n, size), beta=(1, heads, n))
+
+    def given() -> tuple[Tensor, ...]:
+        return x["q"], nn.functional.normalize(x["k"], dim=-1), x["v"], x["beta"].sigmoid()
+
+    def theirs() -> Tensor:
+        q, k, v, beta = (y.transpose(1, 2) for y in given())
+        return torch_chunk_gated_delta_rule(q, k, v, torch.zeros_like(beta), beta)[0].transpose(1, 2)
+
+    shape = (1, heads, n, size)
+    return {
+        OURS: both_ways(lambda: delta_rule(*given())[0], x, shape),
+        LITERAL: both_ways(lambda: reference(*given())[0], x, shape),
+        ORACLE: both_ways(theirs, x, shape),
+    }
+
+
+def additive(n: int, heads: int = 4, size: int = 64) -> Calls:
+    """Linear attention of 4 heads of 64."""
+    from lightformers.kernels.linear_attention import linear_attention, reference
+
+    x = leaves(q=(1, heads, n, size), k=(1, heads, n, size), v=(1, heads, n, size))
+    mine, theirs = (lambda f=f: f(x["q"], x["k"] / n, x["v"])[0] for f in (linear_attention, reference))
+    shape = (1, heads, n, size)
+    return {OURS: both_ways(mine, x, shape), LITERAL: both_ways(theirs, x, shape)}
+
+
+def prefixes(n: int, heads: int = 4, size: int = 64) -> Calls:
+    """Softmax means of all prefixes, 4 heads of 64."""
+    from lightformers.kernels.prefix_softmax import prefix_softmax, reference
+
+    x = leaves(scores=(1, heads, n), values=(1, heads, n, size))
+    mine, theirs = (lambda f=f: f(x["scores"], x["values"])[0] for f in (prefix_softmax, reference))
+    shape = (1, heads, n, size)
+    return {OURS: both_ways(mine, x, shape), LITERAL: both_ways(theirs, x, shape)}
+
+
 _MAMBA = "transformers.models.mamba.modeling_mamba:MambaMixer"
 _MAMBA2 = "transformers.models.mamba2.modeling_mamba2:Mamba2Mixer"
 
@@ -152,6 +195,9 @@ ROWS: dict[str, Row] = {
         mixers("mamba2", _MAMBA2, "Mamba2Config", num_heads=8, head_dim=64, n_groups=1),
         "the whole mixer at width 256",
     ),
+    "deltanet:scan": Row(delta, "the delta rule of 4 heads of 64, in chunks", 20),
+    "linear-attention:scan": Row(additive, "linear attention of 4 heads of 64, in chunks", 20),
+    "aaren:scan": Row(prefixes, "softmax of all prefixes, 4 heads of 64, in blocks", 20),
     "linear-scan:scan": Row(lanes, "h = a * h + b over 256 channels", 10),
 }
 
@@ -161,6 +207,11 @@ _MLP = {"kind": "mlp", "hidden": 1024}
 SPEAKERS: dict[str, Speaker] = {
     "transformer": Speaker(({"mixer": {"kind": "attention", "heads": 4}, "ffn": _MLP},), recurrent=False),
     "mamba": Speaker(({"mixer": {"kind": "mamba"}}, {"mixer": {"kind": "mamba"}})),
+    "deltanet": Speaker(({"mixer": {"kind": "deltanet", "heads": 4}, "ffn": _MLP},)),
+    "linear-attention": Speaker(({"mixer": {"kind": "linear_attention", "heads": 4}, "ffn": _MLP},)),
+    "aaren": Speaker(({"mixer": {"kind": "aaren", "heads": 4}, "ffn": _MLP},)),
+    "mlgru": Speaker(({"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu", "hidden": 768}},)),
+    "primer": Speaker(({"mixer": {"kind": "primer", "heads": 4}, "ffn": _MLP},), recurrent=False),
     "mamba2": Speaker(({"mixer": {"kind": "mamba2"}}, {"mixer": {"kind": "mamba2"}})),
 }
 

@@ -17,7 +17,8 @@ from torch import nn
 class Kind:
     """A module that a manifest may name.
 
-    since: the first lightformers version that knows it. module, name: where its class is.
+    since: the first lightformers version that knows it. module, name: where its class is. beside: it stands beside what
+        the config builds, not in the place of something.
     args: module -> plain arguments; build: class, arguments -> module. Parts bring `args` and `from_args` themselves.
     """
 
@@ -26,6 +27,7 @@ class Kind:
     name: str
     args: Callable[[Any], dict[str, Any]] = lambda part: dict(part.args)
     build: Callable[..., nn.Module] = lambda cls, **args: cls.from_args(**args)
+    beside: bool = False
 
     def matches(self, module: nn.Module) -> bool:
         return type(module).__module__ == self.module and type(module).__name__ == self.name
@@ -82,4 +84,6 @@ KINDS: dict[str, Kind] = {
     "adaptive_module": Kind("0.1.0", "lightformers.parts.adaptive", "AdaptiveModule"),
     "pass_through": Kind("0.1.0", "lightformers.parts.adaptive", "PassThrough"),
     "zero_mean_linear": Kind("0.1.0", "lightformers.parts.zero_mean", "ZeroMeanLinear"),
+    "swapped_attention": Kind("0.1.0", "lightformers.parts.attention.swapped", "SwappedAttention", beside=True),
+    "unread": Kind("0.1.0", "lightformers.parts.attention.swapped", "Unread"),
 }  # fmt: skip

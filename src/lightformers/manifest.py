@@ -22,6 +22,7 @@ from lightformers import __version__
 from lightformers.errors import ModelError
 from lightformers.files import read_json, replacing, write_json
 from lightformers.kinds import KINDS
+from lightformers.parts.attention import swapped
 from lightformers.parts.attention.interface import ATTRIBUTE, AttentionSettings, use
 
 FILE = "lightformers.json"
@@ -34,6 +35,7 @@ class Structure:
     """Differences of a model from the one that its config builds; all paths dotted. Empty: the config says it all."""
 
     modules: dict[str, dict[str, Any]] = field(default_factory=dict)
+    added: dict[str, dict[str, Any]] = field(default_factory=dict)
     attributes: dict[str, dict[str, int | float]] = field(default_factory=dict)
     removed: list[str] = field(default_factory=list)
     buffers: list[str] = field(default_factory=list)
@@ -41,13 +43,16 @@ class Structure:
     attention: dict[str, Any] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
-        return bool(self.modules or self.attributes or self.removed or self.buffers or self.attention)
+        return any((self.modules, self.added, self.attributes, self.removed, self.buffers, self.attention))
 
     def reasons(self) -> list[str]:
         """Each difference in plain words."""
         out = [
             f"{path} is {_words(what)}; the config builds {self.was[path]}"
             for path, what in self.modules.items()
+        ]
+        out += [
+            f"{path} is {_words(what)}; the config builds nothing there" for path, what in self.added.items()
         ]
         out += [f"{path} is gone; the config builds it" for path in self.removed]
         out += [f"buffer {name} is not what the config gives" for name in self.buffers]
@@ -72,7 +77,7 @@ def structure(model: nn.Module) -> Structure:
     _compare(reference, model, "", found)
     held = dict(reference.named_buffers())
     persistent = model.state_dict().keys()
-    replaced = tuple(f"{p}." for p in found.modules)
+    replaced = tuple(f"{p}." for p in (*found.modules, *found.added))
     for name, buffer in model.named_buffers():
         if name in persistent or (replaced and name.startswith(replaced)):
             continue
@@ -83,7 +88,7 @@ def structure(model: nn.Module) -> Structure:
 
 
 def _compare(reference: nn.Module, model: nn.Module, path: str, found: Structure) -> None:
-    kind = next((name for name, k in KINDS.items() if k.matches(model)), None)
+    kind = _kind(model)
     args = KINDS[kind].args(model) if kind else {}
     same = type(reference) is type(model) or _alike(reference, model)
     if kind and not (same and KINDS[kind].args(reference) == args):
@@ -108,13 +113,20 @@ def _compare(reference: nn.Module, model: nn.Module, path: str, found: Structure
         found.attributes[path] = changed
     theirs = {k: v for k, v in reference._modules.items() if v is not None}
     ours = {k: v for k, v in model._modules.items() if v is not None}
-    if added := ours.keys() - theirs.keys():
-        raise ModelError(
-            f"{_join(path, sorted(added)[0])} is not in the model that the config builds: it cannot be saved"
-        )
+    for name in sorted(ours.keys() - theirs.keys()):
+        kind = _kind(ours[name])
+        if kind is None or not KINDS[kind].beside:
+            raise ModelError(
+                f"{_join(path, name)} is not in the model that the config builds: it cannot be saved"
+            )
+        found.added[_join(path, name)] = {"kind": kind, **KINDS[kind].args(ours.pop(name))}
     found.removed += [_join(path, name) for name in theirs if name not in ours]
     for name, child in ours.items():
         _compare(theirs[name], child, _join(path, name), found)
+
+
+def _kind(module: nn.Module) -> str | None:
+    return next((name for name, kind in KINDS.items() if kind.matches(module)), None)
 
 
 def _alike(one: nn.Module, other: nn.Module) -> bool:
@@ -183,7 +195,7 @@ def write_manifest(model: Any, folder: str | Path) -> Structure:
             temporary,
             {"format": "pt"},
         )
-    kinds = {what["kind"] for what in found.modules.values()}
+    kinds = {what["kind"] for what in (*found.modules.values(), *found.added.values())}
     write_json(
         Path(folder) / FILE,
         {
@@ -197,6 +209,7 @@ def write_manifest(model: Any, folder: str | Path) -> Structure:
             "buffers": found.buffers,
             "tied": tied,
             **({"attention": found.attention} if found.attention else {}),
+            **({"added": found.added} if found.added else {}),
         },
     )
     return found
@@ -225,8 +238,8 @@ def build_from_manifest(folder: str | Path, config: Any) -> nn.Module:
 
     folder = Path(folder)
     manifest = read_json(folder / FILE)
-    modules = manifest.get("modules", {})
-    strange = sorted({what["kind"] for what in modules.values()} - KINDS.keys())
+    modules = [*manifest.get("modules", {}).values(), *manifest.get("added", {}).values()]
+    strange = sorted({what["kind"] for what in modules} - KINDS.keys())
     if manifest.get("format", 0) > FORMAT or strange:
         what = f"uses {', '.join(strange)}" if strange else f"has format {manifest['format']}"
         raise ModelError(
@@ -234,10 +247,7 @@ def build_from_manifest(folder: str | Path, config: Any) -> nn.Module:
             f">= {manifest.get('needs', manifest.get('lightformers'))} (pip install -U lightformers)"
         )
     config = copy.deepcopy(config)
-    if hasattr(
-        config, "quantization_config"
-    ):  # stands there to keep plain transformers from opening the folder
-        del config.quantization_config
+    vars(config).pop("quantization_config", None)  # there to keep plain transformers from opening the folder
     try:
         model = _skeleton(_model_class(manifest["class"]), config)
         _reshape(model, manifest)
@@ -252,21 +262,30 @@ def build_from_manifest(folder: str | Path, config: Any) -> nn.Module:
             setattr(model.get_submodule(owner), leaf, model.get_parameter(name))
         if attention := manifest.get("attention"):
             use(model, AttentionSettings(**attention))
+        if swapped.cores(model):
+            swapped.use(model)
     except (KeyError, AttributeError, TypeError, RuntimeError, OSError) as error:
         raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}") from error
     model.tie_weights()  # type: ignore[operator]
     return model.eval()
 
 
-def _reshape(model: nn.Module, manifest: Mapping[str, Any]) -> None:
+def _made(what: Mapping[str, Any]) -> nn.Module:
     from accelerate import init_empty_weights
 
-    for path, what in manifest["modules"].items():
+    with init_empty_weights(include_buffers=False):
+        return KINDS[what["kind"]].make({k: v for k, v in what.items() if k != "kind"})
+
+
+def _reshape(model: nn.Module, manifest: Mapping[str, Any]) -> None:
+    added = manifest.get("added", {})
+    for path, what in {**manifest["modules"], **added}.items():
         owner, _, leaf = path.rpartition(".")
-        model.get_submodule(path)  # the place must exist
-        with init_empty_weights(include_buffers=False):
-            new = KINDS[what["kind"]].make({k: v for k, v in what.items() if k != "kind"})
-        setattr(model.get_submodule(owner), leaf, new)
+        parent = model.get_submodule(owner)
+        free = not hasattr(parent, leaf) and KINDS[what["kind"]].beside
+        if not (free if path in added else parent._modules.get(leaf) is not None):
+            raise ModelError(f"{path} is no place for {what['kind']}: the manifest is damaged")
+        setattr(parent, leaf, _made(what))
     for path in reversed(manifest["removed"]):
         owner, _, leaf = path.rpartition(".")
         parent = model.get_submodule(owner)
@@ -278,10 +297,6 @@ def _reshape(model: nn.Module, manifest: Mapping[str, Any]) -> None:
         module = model.get_submodule(path)
         for name, value in values.items():
             # only numbers that the module has already: a file cannot plant anything else
-            if (
-                name.startswith("_")
-                or type(vars(module).get(name)) not in (int, float)
-                or type(value) not in (int, float)
-            ):
+            if name.startswith("_") or not {type(vars(module).get(name)), type(value)} <= {int, float}:
                 raise ModelError(f"{manifest['class']} has no number {path}.{name}: the manifest is damaged")
             setattr(module, name, value)

@@ -58,7 +58,7 @@ class Step(Protocol):
     """An edit of a bundle: a frozen dataclass whose fields are its hyper-parameters.
 
     `apply` may edit in place what the recipe gave it, validates before it edits, and raises where it matches
-    nothing.
+    nothing. A step may also have `note(bundle) -> str`: what the record says of what it made.
     """
 
     stage: ClassVar[Stage]
@@ -174,6 +174,7 @@ class Recipe:
                     "size_before": before,
                     "size_after": work.parameters,
                     "seconds": round(time.monotonic() - start, 2),
+                    **({"note": step.note(work)} if hasattr(step, "note") else {}),
                 }
             )
         work.deploy = self.deploy

@@ -17,7 +17,6 @@ from lightformers.compress.factorize.greenformers import pair, semi_nmf
 from lightformers.compress.layers import linears
 from lightformers.errors import ModelError, UserError
 from lightformers.manifest import build_from_manifest, write_manifest
-from lightformers.parts.linformer import LinformerAttention
 from lightformers.parts.low_rank import LowRankLinear
 from lightformers.parts.low_rank_conv import LowRankConv
 from lightformers.steps import Recipe, Run
@@ -161,32 +160,3 @@ def test_bad_input_is_refused() -> None:
     model.vit.embeddings.patch_embeddings.projection = nn.Conv2d(4, 32, 4, 4, groups=2)
     with pytest.raises(ModelError, match="groups"):
         Greenformers(convolutions=True).apply(Bundle(model), None, Run())
-
-
-def test_linformer() -> None:
-    torch.manual_seed(0)
-    part, x = LinformerAttention(12, 3, 10, 4, share_heads=False), torch.randn(2, 7, 12)
-    mask = torch.tensor([[1] * 7, [1] * 5 + [0] * 2])
-    got = part(x, mask)
-    for b in range(2):
-        n = int(mask[b].sum())
-        for h in range(3):
-            at = slice(4 * h, 4 * h + 4)
-            q, k, v = (f(x[b])[:, at] for f in (part.query, part.key, part.value))
-            keys, values = part.project_keys[h, :, :n] @ k[:n], part.project_values[h, :, :n] @ v[:n]
-            head = torch.softmax(q @ keys.T / 2, -1) @ values
-            want = head if h == 0 else torch.cat([want, head], -1)  # noqa: F821
-        torch.testing.assert_close(got[b], part.out(want))
-    short = part(x[1:, :5])
-    torch.testing.assert_close(got[1:, :5], short)
-    with pytest.raises(UserError, match="11 positions"):
-        part(torch.randn(1, 11, 12))
-    with pytest.raises(UserError, match="rank"):
-        LinformerAttention(12, 3, 10, 11)
-    # with every position kept as it is, it is plain attention
-    whole = LinformerAttention(12, 3, 7, 7, share_kv=True)
-    with torch.no_grad():
-        whole.project_keys.copy_(torch.eye(7)[None])
-    q, k, v = (f(x).unflatten(-1, (3, 4)).transpose(1, 2) for f in (whole.query, whole.key, whole.value))
-    plain = whole.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-    torch.testing.assert_close(whole(x), plain)

@@ -21,6 +21,7 @@ from lightformers.parts.mixers.table import MIXERS, check
 WIDTH, WORDS = 16, 24
 #: kind -> options of the smallest one of width 16. Several variants of a kind: "kind, what differs".
 MIXER_OPTIONS: dict[str, dict[str, Any]] = {
+    "aaren": {"heads": 2, "block": 4},
     "attention": {"heads": 2},
     "attention, grouped in a window": {
         "heads": 4,
@@ -29,16 +30,53 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
         "rotary": 0.5,
         "qk_norm": True,
     },
+    "bigbird": {"heads": 2, "block": 2, "random": 1, "length": 48},
+    "linear": {"heads": 2},
+    "linformer": {"heads": 2, "length": 48, "rank": 5},
+    "local": {"heads": 2, "block": 4},
+    "longformer": {"heads": 2, "window": 4, "tokens": 1},
+    "performer": {"heads": 2, "features": 16},
+    "reformer": {"heads": 2, "buckets": 4, "chunk": 4},
+    "sinkhorn": {"heads": 2, "block": 4, "length": 48},
+    "softmax": {"heads": 2},
+    "sparse": {"heads": 2, "block": 4, "columns": 2},
+    "synthesizer": {"heads": 2, "length": 48, "rank": 3},
+    "block-attention": {"heads": 4, "kv_heads": 2, "block": 3},
+    "combiner": {"heads": 2, "span": 3},
+    "combiner, sparse": {"heads": 2, "span": 3, "pool": "last", "bias": True},
+    "combiner-axial": {"heads": 2, "span": 3},
+    "combiner-logsparse": {"heads": 2, "pool": "mean"},
+    "ecoformer": {"heads": 2, "bits": 4, "anchors": 6, "near": 3, "steps": 2},
+    "deltanet": {"heads": 2, "chunk": 4},
+    "deltanet, gated and negative": {"heads": 2, "gate": True, "negative": True, "convolution": 0},
     "fourier": {"heads": 2},
+    "linear_attention": {"heads": 2, "chunk": 4},
+    "linear_attention, weighted mean": {"heads": 2, "features": "elu"},
     "mamba": {"state": 4},
     "mamba, constant rates": {"state": 4, "selective": False},
     "mamba2": {"state": 4, "head": 8, "groups": 2, "chunk": 4},
+    "memory": {"heads": 2, "bits": 4},
     "mixed": {"heads": 2, "kernel": 3},
+    "mlgru": {},
+    "mlgru, full": {"ternary": False, "gate": "paper"},
     "multiplicative": {"heads": 2, "weighted": True},
+    "primer": {"heads": 2},
+    "primer, shared in a window": {"heads": 2, "shared": True, "window": 3},
 }
 FFN_OPTIONS: dict[str, dict[str, Any]] = {
+    "bit_swiglu": {"hidden": 20},
+    "quantizable": {"heads": 2, "low": -0.02},
+    "quantizable, gated": {"heads": 2, "gate": "linear", "opening": 0.25},
+    "tokenformer": {"heads": 2, "tokens": 12},
+}
+FFN_OPTIONS: dict[str, dict[str, Any]] = {
+    "memory": {"bits": 4},
     "mlp": {"hidden": 24, "activation": "squared_relu", "bias": True},
+    "mlp, polynomial": {"hidden": 24, "activation": "poly_norm"},
+    "pattention": {"tokens": 24},
+    "structured": {"hidden": 24, "rank": 4, "activation": "poly_relu"},
     "swiglu": {"hidden": 20},
+    "thor": {"hidden": 24, "experts": 1},  # a second expert would learn from other batches
 }
 PLAIN = {"kind": "attention", "heads": 2}
 
@@ -145,6 +183,8 @@ def test_it_stands_in_an_encoder(name: str, tmp_path: Path) -> None:
     options = {"kind": _kind(name), **MIXER_OPTIONS[name]}
     made = Encoder(EncoderConfig(WORDS, WIDTH, [{"mixer": options}], max_position_embeddings=64)).eval()
     ids = tokens(2, 16)
+    made.train()(ids)  # what is learned from a first batch (the hash of ecoformer)
+    made.eval()
     out = made(ids)
     assert torch.isfinite(out.pooler_output).all()
     mask = torch.nn.functional.pad(torch.ones_like(ids), (0, 4))

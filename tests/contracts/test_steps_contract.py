@@ -40,6 +40,9 @@ STEPS: dict[str, Step] = {
     "LLMInt8": compress.LLMInt8(),
     "FloatQuantize": compress.FloatQuantize(candidates=4, rounds=1, rows=64),
     "BlockwiseQuantize": compress.BlockwiseQuantize(bits=4),
+    "SwapAttention": compress.SwapAttention("performer", {"features": 8}),
+    "SwapAttention reformer": compress.SwapAttention("reformer", {"buckets": 4, "chunk": 8}),
+    "EcoFormer": compress.EcoFormer(bits=4, anchors=6, near=3, steps=2, examples=4),
     "TrimVocabulary": compress.TrimVocabulary(),
 }
 # what a family cannot do, and a word of the reason it gives
@@ -48,6 +51,11 @@ REFUSED = {
     ("PruneWidth", "t5"): "share one hidden size",
     ("Minitron width", "t5"): "share one hidden size",
     **{("PackSparse", family): "sparse enough" for family in world.FAMILIES},  # nothing is pruned yet
+    **{
+        (kind, family): reason
+        for kind in ("SwapAttention", "SwapAttention reformer", "EcoFormer")
+        for family, reason in (("gpt2", "decoder"), ("llama", "decoder"), ("t5", "distance of two positions"))
+    },
     **{
         (f"ToRMSNorm{kind}", family): reason
         for kind in ("", " crms")
@@ -62,12 +70,12 @@ REFUSED = {
 #: Steps that look at no data.
 BLIND = (
     "EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8", "BlockwiseQuantize", "DenseSparse once",
-    "Greenformers", "ToRMSNorm", "ToRMSNorm crms",
+    "Greenformers", "ToRMSNorm", "ToRMSNorm crms", "SwapAttention", "SwapAttention reformer",
 )  # fmt: skip
-#: Steps that train, or ask for a loss; their own tests hold them.
+#: Steps that train, ask for a loss, or make another architecture; their own tests hold them.
 TRAINED = {
-    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "MiniLM", "MinitronRetrain", "Pela", "Recover",
-    "SparsePretraining", "TeacherIntervention", "VTrans", "ZeroShotTokenizer",
+    "AdaptiveModules", "AxFormer", "DSEE", "FuseBlocks", "LocalToGlobal", "MiniLM", "MinitronRetrain", "MixedSpans", "Pela", "Recover",
+    "SparsePretraining", "TeacherIntervention", "ToLong", "VTrans", "ZeroShotTokenizer",
 }  # fmt: skip
 QUIET = Run(dtype="fp32")
 

@@ -17,6 +17,9 @@ from lightformers.errors import UserError
 
 #: Papers whose code found a better place than the catalogue had planned.
 MOVED = {
+    "aaren": "parts/mixers/aaren.py",
+    "matmul-free": "parts/mixers/mlgru.py",
+    "primer": "parts/mixers/primer.py",
     "acm": "compress/adaptive/acm.py",
     "dsee": "compress/prune/dsee.py",
     "essential-sparsity": "compress/prune/essential_sparsity.py",

@@ -146,6 +146,16 @@ def test_rows_are_drawn_by_the_seed(name: str) -> None:
     assert (probe.draw(generator, 20)[0] != tokens).any()  # it is drawn on
 
 
+@pytest.mark.parametrize("name", PROBES)
+def test_as_many_answers_as_are_said_are_asked_for(name: str) -> None:
+    probe = PROBES[name].sized(**({"length": 40} if name == "state-tracking" else {}))
+    targets = probe.draw(0, 400)[1]
+    found = np.unique(targets[targets != NOTHING])
+    assert len(found) == probe.answers <= probe.vocab and found.max() < probe.vocab
+    with pytest.raises(UserError, match="no size breadth"):
+        probe.sized(breadth=1)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [

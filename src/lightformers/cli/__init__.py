@@ -15,6 +15,7 @@ from lightformers.errors import Interrupted, UserError
 COMMANDS = (
     "slim",
     "compare",
+    "arena",
     "demo",
     "train",
     "apply",

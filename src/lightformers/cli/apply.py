@@ -68,5 +68,6 @@ def apply(
     for entry in made.history:
         console.print(
             f"{entry['step']}: {entry['size_before']:,} -> {entry['size_after']:,} parameters in {entry['seconds']} s"
+            + (f". {entry['note']}" if "note" in entry else "")
         )
     console.print(f"written to {out}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from lightformers.compare import advice
 from lightformers.slim import charts, frontier
 from lightformers.slim import numbers as n
+from lightformers.slim.labels import labels
 
 KINDS = ("prune", "quantize", "factorize", "distil", "fold", "vocabulary")
 #: view -> (title of the axis, value of a row, more is better).
@@ -18,12 +18,6 @@ VIEWS: dict[str, tuple[str, Any, bool]] = {
     "torch": ("Times as fast as the original, torch", lambda row: _speed(row, "torch"), True),
     "openvino": ("Times as fast as the original, OpenVINO", lambda row: _speed(row, "openvino"), True),
 }
-#: Pixels of the plotting area, of a letter and of a line; where a label may stand from its mark, nearest first.
-_WIDTH, _HEIGHT, _LETTER, _LINE = 800, 470, 6.2, 15
-_SHIFTS = sorted(
-    ((dx, dy) for dx in (0, -36, 36, -80, 80, -130, 130, -190, 190) for dy in range(-192, 193, 12) if abs(dx) + abs(dy) > 12),
-    key=lambda shift: abs(shift[0]) + 1.4 * abs(shift[1]),
-)  # fmt: skip
 
 
 def _speed(row: Mapping[str, Any], runtime: str) -> float | None:
@@ -105,42 +99,3 @@ def _marks(kind: str, points: Sequence[Mapping[str, Any]], bottom: float) -> dic
         "marker": {"size": 11, "color": colour, "line": {"color": "@surface", "width": 1},
                    "symbol": ["circle" if p["y"] >= bottom else "triangle-down-open" for p in points]},
     }  # fmt: skip
-
-
-def labels(
-    marks: Sequence[tuple[float, float, str]], span: Sequence[float], heights: Sequence[float]
-) -> list[dict[str, Any]]:
-    """A label with a thin line to each mark (x, y, text), placed greedily so that few lie on each other.
-
-    span: range of the x axis, in powers of ten. heights: that of y.
-    """
-    places = [
-        (
-            (math.log10(x) - span[0]) / (span[1] - span[0]) * _WIDTH,
-            (heights[1] - y) / (heights[1] - heights[0]) * _HEIGHT,
-        )
-        for x, y, _ in marks
-    ]
-    taken: list[tuple[float, float, float]] = []
-    out: list[dict[str, Any]] = []
-    for (left, down), (x, y, text) in zip(places, marks):
-        half = _LETTER * len(text) / 2
-
-        def trouble(
-            shift: tuple[int, int], at: tuple[float, float] = (left, down), half: float = half
-        ) -> int:
-            a, b = at[0] + shift[0], at[1] + shift[1]
-            outside = a < half or a > _WIDTH - half or b < _LINE / 2 or b > _HEIGHT - _LINE / 2
-            on_marks = sum(abs(a - c) < half + 7 and abs(b - d) < _LINE / 2 + 6 for c, d in places)
-            on_texts = sum(abs(a - c) < half + h + 3 and abs(b - d) < _LINE for c, d, h in taken)
-            return on_marks + 2 * on_texts + 4 * outside
-
-        dx, dy = min(_SHIFTS, key=trouble)  # the first of equally good ones: the nearest
-        taken.append((left + dx, down + dy, half))
-        out.append(
-            {
-                "x": math.log10(x), "y": y, "ax": dx, "ay": dy, "text": escape(text), "showarrow": True, "arrowhead": 0,
-                "arrowwidth": 1, "arrowcolor": "@line", "standoff": 6, "font": {"size": 11, "color": "@ink"},
-            }
-        )  # fmt: skip
-    return out

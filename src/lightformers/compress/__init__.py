@@ -26,6 +26,7 @@ _STEPS = {
     "VTrans": "lightformers.compress.prune.vtrans",
     "FuseBlocks": "lightformers.compress.fold.fusegpt",
     "ToRMSNorm": "lightformers.compress.fold.pre_crmsnorm",
+    "EcoFormer": "lightformers.compress.ecoformer",
     "DenseSparse": "lightformers.compress.factorize.dsformer",
     "Greenformers": "lightformers.compress.factorize.greenformers",
     "Pela": "lightformers.compress.factorize.pela",
@@ -34,6 +35,10 @@ _STEPS = {
     "FloatQuantize": "lightformers.compress.quantize.llm_fp4",
     "BlockwiseQuantize": "lightformers.compress.quantize.bct",
     "TeacherIntervention": "lightformers.compress.quantize.teacher_intervention",
+    "ToLong": "lightformers.compress.long",
+    "LocalToGlobal": "lightformers.compress.long",
+    "MixedSpans": "lightformers.compress.spans",
+    "SwapAttention": "lightformers.compress.swap_attention",
     "TrimVocabulary": "lightformers.compress.vocabulary",
     "ZeroShotTokenizer": "lightformers.compress.zett",
     "MiniLM": "lightformers.compress.distill",
@@ -44,12 +49,14 @@ __all__ = sorted(_STEPS)
 if TYPE_CHECKING:
     from lightformers.compress.adaptive.acm import AdaptiveModules
     from lightformers.compress.distill import MiniLM, Recover
+    from lightformers.compress.ecoformer import EcoFormer
     from lightformers.compress.factorize.dsformer import DenseSparse
     from lightformers.compress.factorize.greenformers import Greenformers
     from lightformers.compress.factorize.low_rank import LowRank
     from lightformers.compress.factorize.pela import Pela
     from lightformers.compress.fold.fusegpt import FuseBlocks
     from lightformers.compress.fold.pre_crmsnorm import ToRMSNorm
+    from lightformers.compress.long import LocalToGlobal, ToLong
     from lightformers.compress.prune.axformer import AxFormer
     from lightformers.compress.prune.blocks import DropBlocks
     from lightformers.compress.prune.channels import PruneChannels
@@ -68,6 +75,8 @@ if TYPE_CHECKING:
     from lightformers.compress.quantize.llm_fp4 import FloatQuantize
     from lightformers.compress.quantize.llm_int8 import LLMInt8
     from lightformers.compress.quantize.teacher_intervention import TeacherIntervention
+    from lightformers.compress.spans import MixedSpans
+    from lightformers.compress.swap_attention import SwapAttention
     from lightformers.compress.vocabulary import TrimVocabulary
     from lightformers.compress.zett import ZeroShotTokenizer
 

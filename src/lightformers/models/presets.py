@@ -13,6 +13,7 @@ from lightformers.models.patterns import stack
 
 DECODER = "lightformers.models.language.decoder:Decoder"
 _FLEXIBERT = "lightformers.models.language.flexibert"
+CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassification"
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,49 @@ def _llama(width: int, depth: int, heads: int, kv_heads: int, hidden: int, words
     }  # fmt: skip
 
 
+def _masformer(width: int, heads: int, block: int, length: int, pattern: str) -> dict[str, Any]:
+    """The shape of GPT-Neo; F: full attention, L: own block and the one before."""
+    given = {"heads": heads, "rotary": False, "out_bias": True}
+    forward = {"kind": "mlp", "hidden": 4 * width, "activation": "gelu_tanh", "bias": True}
+    legend = {
+        "F": {"mixer": {"kind": "attention", **given}, "ffn": forward},
+        "L": {"mixer": {"kind": "block-attention", "block": block, **given}, "ffn": forward},
+    }
+    return {
+        "vocab_size": 50257, "hidden_size": width, "layers": stack(pattern, legend), "norm": "layer", "norm_eps": 1e-5,
+        "positions": "learned", "max_position_embeddings": length, "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
+def _wide(depth: int) -> dict[str, Any]:
+    """Long Range Arena's encoder for ListOps, its 32 heads of 64 in so many layers (arXiv 2210.00640)."""
+    mixer = {"kind": "attention", "heads": 32 // depth, "head_size": 64, "rotary": False}
+    layer = {"mixer": mixer, "ffn": {"kind": "mlp", "hidden": 1024, "bias": True}}
+    return {
+        "vocab_size": 16, "hidden_size": 512, "num_labels": 10, "classifier_hidden": 1024, "max_position_embeddings": 2000,
+        "layers": stack("A" * depth, {"A": layer}),
+    }  # fmt: skip
+
+
+def _deltanet(width: int, depth: int, hidden: int) -> dict[str, Any]:
+    layer = {
+        "mixer": {"kind": "deltanet", "heads": width // 128},
+        "ffn": {"kind": "swiglu", "hidden": hidden},
+    }
+    return {
+        "vocab_size": 32000, "hidden_size": width, "layers": stack("D" * depth, {"D": layer}),
+        "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+def _matmul_free(width: int, depth: int) -> dict[str, Any]:
+    layer = {"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu"}}
+    return {
+        "vocab_size": 32000, "hidden_size": width, "layers": stack("G" * depth, {"G": layer}),
+        "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False, "head": "bit",
+    }  # fmt: skip
+
+
 def _mamba(width: int, depth: int, words: int = 50280) -> dict[str, Any]:
     return {
         "vocab_size": words, "hidden_size": width, "layers": stack("M" * depth, {"M": {"mixer": {"kind": "mamba"}}}),
@@ -70,7 +114,33 @@ def _mamba2_hybrid(
     }  # fmt: skip
 
 
+def _tokenformer(width: int, depth: int, heads: int) -> dict[str, Any]:
+    layer = {"mixer": {"kind": "tokenformer", "heads": heads}, "ffn": {"kind": "pattention"}}
+    return {
+        "vocab_size": 50304, "hidden_size": width, "layers": stack("A" * depth, {"A": layer}), "norm": "layer",
+        "max_position_embeddings": 2048,
+    }  # fmt: skip
+
+
+def _memoryformer(width: int, depth: int, heads: int) -> dict[str, Any]:
+    layer = {"mixer": {"kind": "memory", "heads": heads}, "ffn": {"kind": "memory"}}
+    return {
+        "vocab_size": 50304, "hidden_size": width, "layers": stack("A" * depth, {"A": layer}),
+        "tie_word_embeddings": False, "max_position_embeddings": 2048,
+    }  # fmt: skip
+
+
 PRESETS: dict[str, Preset] = {
+    "masformer-1.3b": Preset(
+        _masformer(2048, 16, 1024, 8192, "F" * 8 + "L" * 16), 1_328_158_720, source="arXiv 2310.12442"
+    ),
+    "deltanet-340m": Preset(
+        _deltanet(1024, 24, 2816),
+        374_362_112,
+        source="the authors' configuration of the 340M model, arXiv 2406.06484; counted",
+    ),
+    "deltanet-1.3b": Preset(_deltanet(2048, 24, 5632), 1_365_677_056, source="arXiv 2406.06484"),
+    "matmul-free-1.3b": Preset(_matmul_free(2048, 24), 1_364_779_008, source="arXiv 2406.02528"),
     "mamba-130m": Preset(_mamba(768, 24), 129_135_360, source="arXiv 2312.00752"),
     "mamba2-hybrid-8b": Preset(
         _mamba2_hybrid(4096, 56, 32, 8, 8, 256000), 8_654_517_248, source="arXiv 2406.07887"
@@ -79,6 +149,12 @@ PRESETS: dict[str, Preset] = {
         _mamba2_hybrid(512, 24, 8, 4, 1, 32000),
         76_715_488,
         source="the pattern of arXiv 2406.07887 at 24 layers",
+    ),
+    "memoryformer-tiny": Preset(_memoryformer(512, 6, 8), 466_777_856, source="arXiv 2411.12992"),
+    "tokenformer-150m": Preset(
+        _tokenformer(768, 12, 12),
+        151_918_080,
+        source="arXiv 2410.23168: 151,881,216, and the weights of 24 norms that have none there",
     ),
     "transformer-gpt2-124m": Preset(_gpt2(768, 12, 12), 124_439_808, source="GPT-2 small"),
     "transformer-gpt2-355m": Preset(_gpt2(1024, 24, 16), 354_823_168, source="GPT-2 medium"),
@@ -103,6 +179,15 @@ PRESETS: dict[str, Preset] = {
         f"{_FLEXIBERT}:FlexiBERT",
         f"{_FLEXIBERT}:FlexiBERTConfig",
         "arXiv 2205.11656; its code counts 11,119,808, with tables that nothing reads",
+    ),
+    "wide-listops-4x8": Preset(
+        _wide(4), 8_947_722, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
+    ),
+    "wide-listops-2x16": Preset(
+        _wide(2), 6_843_402, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
+    ),
+    "wide-listops-1x32": Preset(
+        _wide(1), 5_791_242, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
     ),
 }
 

@@ -158,7 +158,7 @@ PAPERS = (
             "Makes long-document clinical encoders: converts a short encoder to sparse attention over 4096 "
             "tokens and continues masked training on notes."
         ),
-        part="lightformers.pretrain.recipes.clinical_longformer:ClinicalLongformer",
+        part="lightformers.compress.long:ToLong",
     ),
     Paper(
         slug="legalturk",

@@ -32,7 +32,7 @@ PAPERS = (
             "Compares efficient attentions inside one common encoder on six tasks of 1K to 16K tokens, for "
             "quality, speed and memory."
         ),
-        part="lightformers.tasks.long_range_arena:LongRangeArena",
+        part="lightformers.parts.mixers.efficient:EfficientAttention",
     ),
     Paper(
         slug="wide-attention",

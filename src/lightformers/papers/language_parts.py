@@ -16,7 +16,7 @@ PAPERS = (
             "Builds a language model from ternary linear layers and an element-wise gated recurrence, so "
             "that no dense floating-point product is left."
         ),
-        part="lightformers.parts.mixers.matmul_free:MatMulFreeMixer",
+        part="lightformers.parts.mixers.mlgru:MLGRU",
     ),
     Paper(
         slug="mamba",
@@ -122,7 +122,7 @@ PAPERS = (
             "Builds feed-forward layers from low-rank, block-shuffled or block-dense factors from the start, "
             "guided early by a dense matrix that fades out."
         ),
-        part="lightformers.parts.ffn.structured:StructuredLinear",
+        part="lightformers.parts.ffn.structured:StructuredFeedForward",
     ),
     Paper(
         slug="primer",
@@ -135,7 +135,7 @@ PAPERS = (
             "Speeds language-model training with two changes found by evolution: squared ReLU and a width-3 "
             "causal convolution after the q, k and v projections."
         ),
-        part="lightformers.parts.attention.primer:MultiDConvHeadAttention",
+        part="lightformers.parts.mixers.primer:PrimerAttention",
     ),
     Paper(
         slug="aaren",
@@ -148,7 +148,7 @@ PAPERS = (
             "Computes softmax attention of a learned query over all prefixes with an associative scan: "
             "trained in parallel, updated per token in constant memory."
         ),
-        part="lightformers.parts.attention.aaren:Aaren",
+        part="lightformers.parts.mixers.aaren:Aaren",
     ),
     Paper(
         slug="masformer",
@@ -163,7 +163,7 @@ PAPERS = (
             "Keeps full attention in a few layers of a decoder and local attention in the rest, and "
             "continues training on long sequences."
         ),
-        part="lightformers.parts.attention.masformer:MixedSpanAttention",
+        part="lightformers.compress.spans:MixedSpans",
     ),
     Paper(
         slug="combiner",
@@ -176,7 +176,7 @@ PAPERS = (
             "Factorises full attention: near tokens directly, the others through summaries of spans, so that "
             "every position keeps weight at sub-quadratic cost."
         ),
-        part="lightformers.parts.attention.combiner:CombinerAttention",
+        part="lightformers.parts.attention.combiner:fixed",
     ),
     Paper(
         slug="polycom",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import ModelError
+from lightformers.parts.attention.interface import check_plain
 
 ATTENTION = "lf_varlen"
 #: Families whose attention does not go through the interface, or puts a bias on it that is made for one sequence.
@@ -195,6 +196,7 @@ def packed(module: nn.Module, tolerance: float = 1e-4) -> nn.Module:
     model: Any = getattr(twin, "backbone", twin)
     config = getattr(model, "config", None)
     family = getattr(config, "model_type", type(model).__name__)
+    check_plain(module, "run packed")
     if family in REFUSED:
         raise ModelError(f"{family} cannot run packed: {REFUSED[family]}. {_SIDE}")
     if getattr(config, "is_encoder_decoder", False) or not hasattr(model, "set_attn_implementation"):

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import UserError
+from lightformers.kernels.causal_convolution import causal_convolution
 from lightformers.parts.mixers import State, places
 
 
@@ -65,9 +66,7 @@ class ShortConvolution(nn.Module):
 
     def _convolve(self, x: Tensor) -> Tensor:
         """(batch, kernel - 1 + n, width) -> (batch, n, width)."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.weight.to(x.dtype)
-        return nn.functional.conv1d(x.transpose(1, 2), weight, bias, groups=self.width).transpose(1, 2)
+        return causal_convolution(x, self.weight[:, 0], self.bias)
 
 
 def _several(mask: Tensor) -> bool:

@@ -105,7 +105,7 @@ def train(plan: Plan, out: str | Path, progress: Any = None, device: str = "cpu"
     for part in range(curve[-1]["part"] + 1 if curve else 1, PARTS + 1):
         result = fit(
             bundle.model, windows, following, dataclasses.replace(settings, until=part / PARTS),
-            progress=(lambda e: say.training(**e)) if say else None, state=state, device=processes.device,
+            progress=(lambda e: say.training(**_whole(e))) if say else None, state=state, device=processes.device,
         )  # fmt: skip
         state = result.state
         if not result.losses:  # this part's share of the budget was spent by the one before it
@@ -129,6 +129,11 @@ def train(plan: Plan, out: str | Path, progress: Any = None, device: str = "cpu"
                 f"{result.tokens:,} tokens: loss {result.loss:.3f}, validation {nats:.3f} ({bits(nats, corpus):.3f} bits a byte)"
             )
     return _finish(plan, out, bundle, corpus, curve, state) if processes.is_main_process else {}
+
+
+def _whole(event: dict[str, Any]) -> dict[str, Any]:
+    """With the seconds that are left of the whole training, not of this part."""
+    return event | {"seconds_left": event["seconds"] * (1 / max(event["fraction"], 1e-9) - 1)}
 
 
 def following(module: nn.Module, batch: Batch) -> Tensor:

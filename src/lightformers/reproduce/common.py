@@ -30,6 +30,8 @@ FULL = 300.0
 #: Below this many seconds only the arms that decide are run; below the second, with two seeds and tiny data.
 FEW = 200.0
 SHORT = 60.0
+#: Below this many there is no time to measure how many steps fit: the least is done.
+TINY = 5.0
 #: What the unit-length vector of a text is multiplied with before the head, so that few steps move the logits.
 SCALE = 20.0
 

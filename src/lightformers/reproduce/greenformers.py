@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from lightformers import measure, reproduce
 from lightformers.bundle import Bundle
 from lightformers.compress import Greenformers, PruneChannels, PruneHeads
-from lightformers.parts.linformer import LinformerAttention
 from lightformers.parts.low_rank import LowRankLinear
+from lightformers.parts.mixers.efficient import EfficientAttention
 from lightformers.reproduce import common
 from lightformers.reproduce.finding import Finding
 from lightformers.steps import Recipe, Run, Step
@@ -103,6 +103,10 @@ def _plan(clock: common.Clock, reader: Bundle, task: Any, jobs: int) -> int:
     return max(int(32 * 40 * clock.left(0.25) / jobs / max(each, 1e-3)), 64)
 
 
+def _linformer(rank: int) -> nn.Module:
+    return EfficientAttention(_D, _HEADS, "linformer", bias=True, length=_LONG, rank=rank)
+
+
 class Layer(nn.Module):
     """One transformer layer of width 256: (1, n, 256) -> (1, n, 256). low: its linears are pairs of rank 64."""
 
@@ -112,7 +116,7 @@ class Layer(nn.Module):
         def linear(into: int, out: int) -> nn.Module:
             return LowRankLinear(into, out, _RANK) if low else nn.Linear(into, out)
 
-        self.mix = LinformerAttention(_D, _HEADS, _LONG, linformer) if linformer else None
+        self.mix = _linformer(linformer) if linformer else None
         self.projections = nn.ModuleList() if linformer else nn.ModuleList(linear(_D, _D) for _ in range(4))
         self.up, self.down = linear(_D, _F), linear(_F, _D)
 

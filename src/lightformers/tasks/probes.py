@@ -11,8 +11,9 @@ seed: a whole number, or a numpy Generator that is drawn on. `PROBES` names them
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -190,6 +191,12 @@ class Probe:
         """Examples at these sizes, but for what is changed."""
         return self.make(seed, count, **{**self.options, **changed})
 
+    def sized(self, **changed: Any) -> Probe:
+        """The same with other sizes to start from. Raises UserError for sizes that the generator does not have."""
+        if unknown := sorted(set(changed) - set(inspect.signature(self.make).parameters)):
+            raise UserError(f"{self.make.__name__} has no size {', '.join(unknown)}")
+        return replace(self, options={**self.options, **changed})
+
     @property
     def vocab(self) -> int:
         """How many tokens there are to read and to answer with."""
@@ -198,6 +205,15 @@ class Probe:
         if self.make is state_tracking:
             return order(self.options["kind"])
         return int(self.options["vocab"])
+
+    @property
+    def answers(self) -> int:
+        """How many of them can be right: a guess among them is right once in so many."""
+        if self.make is phonebook:
+            return 10
+        if self.make is mqar:
+            return self.vocab - self.vocab // 2
+        return self.vocab - {copying: 2, selective_copying: 2, induction: 1}.get(self.make, 0)
 
 
 PROBES: dict[str, Probe] = {

@@ -102,7 +102,8 @@ def fit(
 
     batches: a `Feed`, or a sequence of batches that is gone through again and again.
     objective: `(module, batch) -> scalar loss`; if it is an `nn.Module`, its parameters are trained too.
-    progress: called about twice a second with {"step", "loss", "tokens_per_second", "seconds_left", "fraction"}.
+    progress: called about twice a second with {"step", "loss", "tokens_per_second", "seconds_left", "fraction",
+        "seconds"}; seconds_left is to `until`, seconds and fraction are of the whole budget.
     state: of an earlier part of the same training. Raises Diverged where the loss is not finite (the weights are
     then those of the last good update), UserError where nothing is left to train; out of memory stays RuntimeError.
     """
@@ -242,6 +243,7 @@ def _event(done: TrainState, before: TrainState, settings: Settings, losses: lis
         "tokens_per_second": (done.tokens - before.tokens) / max(done.seconds - before.seconds, 1e-9),
         "seconds_left": max(done.seconds * (settings.until - fraction) / max(fraction, 1e-9), 0.0),
         "fraction": fraction,
+        "seconds": done.seconds,
     }
 
 

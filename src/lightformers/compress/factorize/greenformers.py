@@ -2,7 +2,7 @@
 
 The Low-Rank Transformer factorises every projection of attention and feed-forward (LED units), before training (solver
 "random") or after it ("svd", "snmf"); convolutions become CED units. Linformer, with which the thesis compares it, is
-`parts.linformer`.
+`parts.attention.linformer`.
 """
 
 from __future__ import annotations

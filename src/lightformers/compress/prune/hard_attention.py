@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lightformers import anatomy
 from lightformers.anatomy.find import host
 from lightformers.errors import ModelError, UserError
+from lightformers.parts.attention.interface import check_plain
 
 NAME = "lightformers_hard"
 #: Families whose attention goes through transformers' interface with nothing but scale, mask and dropout.
@@ -89,6 +90,7 @@ def install(
         raise ModelError(
             f"the attention of a {family} cannot be made hard: it bypasses transformers' interface"
         )
+    check_plain(owner, "be made hard")
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import eager_mask
 

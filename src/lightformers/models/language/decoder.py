@@ -15,6 +15,7 @@ from lightformers.errors import UserError
 from lightformers.models.language.layers import NORMS, build, checked, complete, draw, norm
 from lightformers.models.language.states import States
 from lightformers.models.registry import register
+from lightformers.parts.bit_linear import BitLinear
 from lightformers.parts.mixers import places, starts
 from lightformers.parts.positions import recorded
 
@@ -31,6 +32,7 @@ class DecoderConfig(PretrainedConfig):
         None: no limit (rotary positions and recurrences know none).
     embedding_scale: a factor on the embeddings, "sqrt" for the root of the width. residual_fp32: the residual stream is
         float32 even with half weights. initializer_range: deviation of tables and head; parts start as they say.
+    head: "linear", or "bit": its weights are ternary (`parts.bit_linear`).
     Raises UserError for unknown kinds, options and settings.
     """
 
@@ -50,6 +52,7 @@ class DecoderConfig(PretrainedConfig):
         embedding_scale: float | Literal["sqrt"] | None = None,
         residual_fp32: bool = False,
         initializer_range: float = 0.02,
+        head: Literal["linear", "bit"] = "linear",
         bos_token_id: int | None = None,
         eos_token_id: int | None = None,
         pad_token_id: int | None = None,
@@ -65,7 +68,9 @@ class DecoderConfig(PretrainedConfig):
             raise UserError(f"positions are 'learned' or None (mixers know the order), not {positions!r}")
         if positions and not max_position_embeddings:
             raise UserError("learned positions need max_position_embeddings, the rows of their table")
-        self.vocab_size, self.hidden_size = vocab_size, hidden_size
+        if head not in ("linear", "bit"):
+            raise UserError(f"head is 'linear' or 'bit' (of ternary weights), not {head!r}")
+        self.vocab_size, self.hidden_size, self.head = vocab_size, hidden_size, head
         self.layers = checked(layers, causal=True)
         self.norm, self.norm_eps = norm, norm_eps
         self.max_position_embeddings, self.positions = max_position_embeddings, positions
@@ -115,7 +120,7 @@ class Decoder(PreTrainedModel, GenerationMixin):
         self.positions = nn.Embedding(rows, width) if config.positions and rows else None
         self.layers = build(config.layers, width, config.norm, config.norm_eps, config.dropout)  # fmt: skip
         self.norm = norm(config.norm, width, config.norm_eps)
-        self.head = nn.Linear(width, config.vocab_size, bias=False)
+        self.head = BitLinear(width, config.vocab_size) if config.head == "bit" else nn.Linear(width, config.vocab_size, bias=False)  # fmt: skip
         for table in (self.embedding, self.positions, self.head):
             if table is not None:
                 nn.init.normal_(table.weight, std=config.initializer_range)

@@ -161,6 +161,10 @@ def build(
             made.append(Layer(row, width, index, len(rows), norm_kind, eps, dropout))
         except UserError as error:
             raise UserError(f"layer {index}: {error}") from error
+    mixers: list[Any] = [layer.mixer for layer in made]
+    for mixer in mixers:
+        if hasattr(mixer, "connect"):  # one that shares something with its fellows in other layers
+            mixer.connect(mixers)
     return made
 
 

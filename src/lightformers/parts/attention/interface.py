@@ -24,6 +24,8 @@ from lightformers.parts.blocks import straight_through
 NAME = "lf_attention"
 #: Where the settings stand in a config.
 ATTRIBUTE = "lightformers_attention"
+#: The child of an attention module that attends in its place (`swapped`).
+CORE = "lightformers_core"
 #: Additive masks reach at least this far below zero where a key must not be seen.
 HIDDEN = -1e4
 #: The exponential's table: 256 entries over [-16, 0].
@@ -84,7 +86,7 @@ def clipped_softmax(scores: Tensor, low: float = 0.0, high: float = 1.0) -> Tens
     Small probabilities become exactly 0, large ones exactly 1, both without gradient; rows no longer sum to 1
     (Quantizable Transformers, Bondarenko et al., 2023, arXiv 2306.12929, equation 4).
     """
-    out = scores.softmax(-1, dtype=torch.float32)
+    out = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))
     if low or high != 1:
         out = ((high - low) * out + low).clamp(0, 1)
     return out.to(scores.dtype)
@@ -173,8 +175,15 @@ def watched(*modules: nn.Module) -> Iterator[list[Tap]]:
         _taps.reset(token)
 
 
+def check_plain(model: nn.Module, doing: str) -> None:
+    """Raises ModelError where attention was swapped (`swapped.SwappedAttention`), which another one would pass by."""
+    if path := next((path for path, module in model.named_modules() if hasattr(module, CORE)), None):
+        raise ModelError(f"{path} holds a swapped attention, not the model's own: it cannot {doing}")
+
+
 def check(model: nn.Module, attentions: Mapping[str, nn.Module]) -> None:
     """Raises ModelError unless all these attention modules (by path) go through transformers' interface."""
+    check_plain(model, "be exchanged once more")
     if not hasattr(model, "set_attn_implementation"):
         raise ModelError(
             f"{type(model).__name__} is no transformers model: its attention cannot be exchanged"

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightformers.errors import UserError
+from lightformers.parts.ffn.polycom import PolyNorm, PolyReLU
 from lightformers.parts.initial import linear, once, residual
 
 
@@ -21,9 +23,12 @@ def squared_relu(x: Tensor) -> Tensor:
     return F.relu(x).square()
 
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+#: Functions, and classes of activations with parameters of their own.
+ACTIVATIONS: dict[str, Callable[..., Any]] = {
     "gelu": F.gelu,
     "gelu_tanh": gelu_tanh,
+    "poly_norm": PolyNorm,
+    "poly_relu": PolyReLU,
     "relu": F.relu,
     "silu": F.silu,
     "squared_relu": squared_relu,
@@ -31,10 +36,11 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_of(name: str) -> Callable[[Tensor], Tensor]:
-    """The function of this name. Raises UserError, naming the known ones."""
+    """The function of this name, or a new module. Raises UserError, naming the known ones."""
     if name not in ACTIVATIONS:
         raise UserError(f"{name!r} is not one of {', '.join(sorted(ACTIVATIONS))}")
-    return ACTIVATIONS[name]
+    found: Any = ACTIVATIONS[name]
+    return found() if isinstance(found, type) else found
 
 
 class MLP(nn.Module):

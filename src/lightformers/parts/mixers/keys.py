@@ -7,6 +7,8 @@ window holds everything and one with a window stays bounded. Padding takes no ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
@@ -15,6 +17,8 @@ from lightformers.parts.mixers import State
 
 #: Slots by which the room of a decoding state grows.
 BLOCK = 256
+#: Another attention than softmax: q, k, v (batch, heads, ., size), what each query sees (bool) or None for all -> y.
+Weigh = Callable[[Tensor, Tensor, Tensor, "Tensor | None"], Tensor]
 
 
 def begin(
@@ -57,10 +61,11 @@ def extend(
     mask: Tensor | None,
     window: int | None,
     dropout: float = 0.0,
+    weigh: Weigh | None = None,
 ) -> tuple[Tensor, State]:
     """Attention of n more tokens on all so far, and the state after them; q, k, v: (batch, heads, n, size).
 
-    The state that came is left as it was. mask: (batch, n), 0 at padding.
+    The state that came is left as it was. mask: (batch, n), 0 at padding. weigh: another attention than softmax.
     """
     n = k.shape[2]
     real = torch.ones(1, n, dtype=torch.bool, device=k.device) if mask is None else mask != 0
@@ -73,7 +78,8 @@ def extend(
         seen &= place[:, :, None] - at[:, None, :] < window
     # what stands at padding sees itself: a row that sees nothing would be NaN, and NaN times zero is NaN further up
     seen[:, :, before.shape[1] :].diagonal(dim1=1, dim2=2).logical_or_(~real)
-    y = _grouped(q, keys, values, seen[:, None], dropout)
+    seen = seen[:, None]
+    y = weigh(q, keys, values, seen) if weigh else _grouped(q, keys, values, seen, dropout)
     count = state["count"] + (n if mask is None else real.sum(1))
     return y, _kept(keys, values, at, count, window)
 
@@ -88,7 +94,9 @@ def first(k: Tensor, v: Tensor, window: int | None) -> State:
     return _kept(k, v, at, count, window)
 
 
-def step(q: Tensor, k: Tensor, v: Tensor, state: State, window: int | None) -> tuple[Tensor, State]:
+def step(
+    q: Tensor, k: Tensor, v: Tensor, state: State, window: int | None, weigh: Weigh = scaled_dot_product_attention
+) -> tuple[Tensor, State]:  # fmt: skip
     """Attention of one more token, all (batch, heads, 1, size), and the state after it.
 
     Where there is room the new key and value are written into the memory of the state that came, so of two
@@ -117,10 +125,10 @@ def step(q: Tensor, k: Tensor, v: Tensor, state: State, window: int | None) -> t
     seen = None if equal else (held(count + 1, room, k.device)[:, :used] >= 0)[:, None, None, :]
     held_keys, held_values = keys.narrow(2, 0, used), values.narrow(2, 0, used)
     if (groups := q.shape[1] // k.shape[1]) == 1:
-        y = scaled_dot_product_attention(q, held_keys, held_values, seen)
+        y = weigh(q, held_keys, held_values, seen)
     else:  # the queries of a group stand as rows: no key is copied
         rows = q.unflatten(1, (-1, groups)).flatten(2, 3)
-        y = scaled_dot_product_attention(rows, held_keys, held_values, seen).flatten(1, 2)[:, :, None]
+        y = weigh(rows, held_keys, held_values, seen).flatten(1, 2)[:, :, None]
     return y, {"keys": keys, "values": values, "count": count + 1}
 
 

@@ -11,12 +11,37 @@ from torch import nn
 from lightformers.errors import UserError
 
 MIXERS: dict[str, str] = {
+    "aaren": "lightformers.parts.mixers.aaren:Aaren",
     "attention": "lightformers.parts.mixers.attention:Attention",
+    "block-attention": "lightformers.parts.mixers.block_attention:BlockAttention",
+    "combiner": "lightformers.parts.mixers.combiner:Combiner",
+    "combiner-axial": "lightformers.parts.mixers.combiner:CombinerAxial",
+    "combiner-logsparse": "lightformers.parts.mixers.combiner:CombinerLogsparse",
+    "ecoformer": "lightformers.parts.mixers.ecoformer:EcoFormer",
+    "deltanet": "lightformers.parts.mixers.deltanet:DeltaNet",
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
+    "linear_attention": "lightformers.parts.mixers.linear_attention:LinearAttention",
     "mamba": "lightformers.parts.mixers.mamba:Mamba",
     "mamba2": "lightformers.parts.mixers.mamba2:Mamba2",
+    "memory": "lightformers.parts.mixers.memory:MemoryAttention",
     "mixed": "lightformers.parts.mixers.mixed:MixedAttention",
+    "mlgru": "lightformers.parts.mixers.mlgru:MLGRU",
     "multiplicative": "lightformers.parts.mixers.multiplicative:MultiplicativeAttention",
+    # two-way attentions of the Long Range Arena: projections around a core of parts.attention
+    "bigbird": "lightformers.parts.mixers.efficient:bigbird",
+    "linear": "lightformers.parts.mixers.efficient:linear",
+    "linformer": "lightformers.parts.mixers.efficient:linformer",
+    "local": "lightformers.parts.mixers.efficient:local",
+    "longformer": "lightformers.parts.mixers.efficient:longformer",
+    "performer": "lightformers.parts.mixers.efficient:performer",
+    "reformer": "lightformers.parts.mixers.efficient:reformer",
+    "sinkhorn": "lightformers.parts.mixers.efficient:sinkhorn",
+    "softmax": "lightformers.parts.mixers.efficient:softmax",
+    "sparse": "lightformers.parts.mixers.efficient:sparse",
+    "synthesizer": "lightformers.parts.mixers.efficient:synthesizer",
+    "primer": "lightformers.parts.mixers.primer:PrimerAttention",
+    "quantizable": "lightformers.parts.mixers.quantizable:QuantizableMixer",
+    "tokenformer": "lightformers.parts.mixers.tokenformer:TokenformerAttention",
 }
 #: What the model gives to a part; a configuration does not name it.
 _GIVEN = ("width", "layer", "layers")

@@ -1,0 +1,1 @@
+"""Feed-forward layers of several experts, of which a token takes one."""
