@@ -113,7 +113,7 @@ def test_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     ("asked", "why"),
     [
         ({"tasks": ["chess"]}, "'chess' is not one of listops, text"),
-        ({"contenders": ["magic"]}, "'magic' is not one of attention"),
+        ({"contenders": ["magic"]}, "'magic' is not one of .*attention"),
         ({"contenders": ["attention:wide=3"]}, "attention has no option wide; it takes heads"),
         ({"contenders": ["attention:window"]}, "written as name=value"),
         ({"tasks": ["mqar"], "contenders": ["fourier"]}, "no mixer is left to try: fourier on mqar: it looks both ways"),

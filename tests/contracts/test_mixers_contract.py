@@ -62,14 +62,12 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
     "multiplicative": {"heads": 2, "weighted": True},
     "primer": {"heads": 2},
     "primer, shared in a window": {"heads": 2, "shared": True, "window": 3},
-}
-FFN_OPTIONS: dict[str, dict[str, Any]] = {
-    "bit_swiglu": {"hidden": 20},
     "quantizable": {"heads": 2, "low": -0.02},
     "quantizable, gated": {"heads": 2, "gate": "linear", "opening": 0.25},
     "tokenformer": {"heads": 2, "tokens": 12},
 }
 FFN_OPTIONS: dict[str, dict[str, Any]] = {
+    "bit_swiglu": {"hidden": 20},
     "memory": {"bits": 4},
     "mlp": {"hidden": 24, "activation": "squared_relu", "bias": True},
     "mlp, polynomial": {"hidden": 24, "activation": "poly_norm"},

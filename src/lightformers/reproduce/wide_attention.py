@@ -236,8 +236,8 @@ def _conclude(
         },
         limits=(
             "Small encoders, a few hundred steps, one learning rate for all aspects, three of the paper's ten attentions, none "
-            "of its long tasks; 0.3 points over 40 combinations cannot be seen here. Associative recall, which should need two layers, "
-            "is learnt by none of these in 700 steps and was left out." + clock.note()
+            "of its long tasks; 0.3 points over 40 combinations cannot be seen here. Associative recall, which should "
+            "need two layers, takes more steps than there are here and was left out." + clock.note()
         ),
         started=clock.started,
         seeds=seeds,
