@@ -11,6 +11,8 @@ Sections:
     memory    the most a fresh process holds in one forward and backward, less what it holds at a length of 64; per token
               it must not grow
     decoding  seconds per token and bytes of state of a decoder of four layers, by tokens so far, beside the transformer
+    training  tokens per second of `train.fit` on a preset, beside a trainer written by hand for it alone
+    speaking  seconds per token of `generate` on a preset, beside transformers' Llama of the same weights
 
 Results go to `results/language.json` and the page beside it; a row that is run again takes the place of the old one.
 Rows are in `language_rows.py`.
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import language_rows
+import language_training
 import torch
 from language_rows import OURS, ROWS, SPEAKERS, Calls, Speaker
 from training import guarded
@@ -36,7 +39,7 @@ from lightformers import measure
 from lightformers.files import read_json, write_json, write_text
 
 OUT = Path(__file__).parent / "results" / "language.json"
-SECTIONS = ("scans", "memory", "decoding")
+SECTIONS = ("scans", "memory", "decoding", "training", "speaking")
 SHORT = 64
 #: Bytes per token at the longest length may be so much more than at the shortest for memory to be called linear.
 LINEAR = 1.25
@@ -184,7 +187,7 @@ def markdown(result: dict[str, Any]) -> str:
             lines.append(
                 f"| {name} | {n} | {1e3 * s:.2f} | {d['bytes of state'][n] / 1e3:.0f} | {ranged(ratio) if ratio else ''} |"
             )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, *language_training.page(result), ""])
 
 
 def ranged(ratio: dict[str, float]) -> str:
@@ -213,9 +216,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     given = parse()
     torch.set_num_threads(given.threads)
-    result = {"scans": {}, "memory": {}, "decoding": {}} | (
-        read_json(given.out) if given.out.is_file() else {}
-    )
+    result = {name: {} for name in SECTIONS} | (read_json(given.out) if given.out.is_file() else {})
 
     def keep(section: str, found: dict[str, Any]) -> None:
         result[section] |= found
@@ -236,6 +237,10 @@ def main() -> None:
     spoken = [name for name in SPEAKERS if name in given.only or name == "transformer"]
     if "decoding" in given.sections and len(spoken) > 1:
         keep("decoding", decoding(spoken, given.contexts, given.rounds))
+    for section in ("training", "speaking"):
+        if section in given.sections and "transformer" in given.only:
+            for preset in language_training.PRESETS:
+                keep(section, {preset: getattr(language_training, section)(preset, rounds=given.rounds)})
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightformers.errors import UserError
+from lightformers.parts.attention import softmax
 from lightformers.parts.attention.softmax import attend, documents, visible
 from lightformers.parts.ffn.plain import MLP, SwiGLU
 from lightformers.parts.mixers import keys
@@ -202,3 +203,23 @@ def test_what_does_not_fit_is_refused() -> None:
         SwiGLU(8, 0)
     with pytest.raises(UserError, match="even"):
         sinusoids(4, 3)
+
+
+@pytest.mark.parametrize("owned", [False, True])
+def test_products_that_learn_are_the_fused_attention(owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    exact = [torch.randn(2, 3, 9, 4).bfloat16().float().requires_grad_() for _ in range(3)]
+    short = [x.detach().bfloat16().requires_grad_() for x in exact]
+    owner = torch.tensor([[1] * 4 + [2] * 5, [1] * 9]) if owned else None
+    taken: list[object] = []
+    products = softmax._products
+    monkeypatch.setattr(softmax, "_products", lambda *given: taken.append(given) or products(*given))
+    for causal in (False, True):
+        found = [attend(*x, owner, None, causal) for x in (short, exact)]
+        assert (found[0] - found[1]).abs().max() < 0.03
+        grads = [torch.autograd.grad(y.float().square().sum(), x) for y, x in zip(found, (short, exact))]
+        assert max(float((a - b).abs().max()) for a, b in zip(*grads)) < 0.1
+    assert len(taken) == 2  # in bfloat16 alone
+    with torch.no_grad():
+        attend(*short, owner)
+    assert len(taken) == 2

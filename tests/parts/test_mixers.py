@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import UserError
+from lightformers.parts import mixers
+from lightformers.parts.mixers import places
 from lightformers.parts.mixers.mixed import MixedAttention
 from lightformers.parts.mixers.multiplicative import MultiplicativeAttention
 from lightformers.parts.mixers.spectral import SpectralMixer, transform
@@ -153,3 +155,10 @@ def test_bad_shapes_are_refused() -> None:
         SpectralMixer(16, 2, "fft")  # type: ignore[arg-type]
     with pytest.raises(UserError, match="more than the 4"):
         MultiplicativeAttention(16, 2, relative=4)(torch.randn(1, 5, 16))
+
+
+def test_places_are_the_same_where_they_are_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = torch.tensor([[0, 1, 1, 2, 2, 2], [1, 1, 0, 0, 1, 1], [3, 3, 3, 1, 1, 0]])
+    plain = places(mask)
+    monkeypatch.setattr(mixers, "recorded", lambda: True)
+    assert torch.equal(places(mask), plain)

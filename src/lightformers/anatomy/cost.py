@@ -89,6 +89,9 @@ def block_cost(model: nn.Module, block: Block, length: int) -> Cost:
         flops += attention_cost(model, block.cross_attention, length, length).flops
     if block.feed_forward:
         flops += feed_forward_cost(model, block.feed_forward, length).flops
+    for path in block.others:  # its matrices; what a recurrence or the like does between them is not counted
+        linears = [m for m in get(model, path).modules() if isinstance(m, nn.Linear)]
+        flops += sum(2 * m.in_features * m.out_features for m in linears) * length
     return Cost(parameters_of(model, block.path), flops)
 
 

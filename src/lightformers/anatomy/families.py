@@ -45,6 +45,10 @@ class StackRow:
     first_block_bias: str = ""  # the same, living in the first block's attention (t5)
     shared: bool = False
     head_count: int = 0  # only where neither module nor config tells
+    plain: Mapping[str, Names] = field(
+        default_factory=dict
+    )  # child of a block -> the classes of it that are read
+    rows: str = ""  # a config list with a mapping per layer that says its sizes: unequal layers reload
     config: str = ""
     depth: str = "num_hidden_layers"
     heads: str = "num_attention_heads"
@@ -219,6 +223,14 @@ _WAV2VEC2 = StackRow(
     norms=("layer_norm", "final_layer_norm"), positions=("encoder.pos_conv_embed",),
     final_norm=("encoder.layer_norm",),
 )  # fmt: skip
+_OWN = StackRow(
+    "decoder",
+    ("layers",),
+    q=("mixer.query",), k=("mixer.key",), v=("mixer.value",), o=("mixer.out",),
+    q_norm=("mixer.query_norm",), k_norm=("mixer.key_norm",), gate=("ffn.gate",), up=("ffn.up",), down=("ffn.down",),
+    norms=("mixer_norm", "ffn_norm"), words=("embedding",), positions=("positions",), final_norm=("norm",),
+    plain={"mixer": ("Attention",), "ffn": ("MLP", "SwiGLU")}, rows="layers", depth="", heads="", ffn="",
+)  # fmt: skip
 
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
 _SEQ2SEQ = _no_width("encoder and decoder share one hidden size; only one-stack models are cut in width")
@@ -271,6 +283,10 @@ FAMILIES: tuple[Family, ...] = (
            reasons={"heads": _BOUND}, refused=_SPEECH, custom=frozenset({"width"})),
     Family("whisper", ("whisper",), (_BART_ENCODER, _BART_DECODER), native=frozenset(CUTS) - {"width", "heads"},
            reasons={"heads": _BOUND}, refused=_SEQ2SEQ),
+    Family("decoder", ("lightformers-decoder",), (_OWN,), native=frozenset(CUTS) - {"width"},
+           refused=_no_width("each of its layers names sizes of its own")),
+    Family("encoder", ("lightformers-encoder",), (replace(_OWN, name="encoder"),), native=frozenset(CUTS) - {"width"},
+           refused=_no_width("each of its layers names sizes of its own")),
 )  # fmt: skip
 
 

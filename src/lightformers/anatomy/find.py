@@ -124,7 +124,7 @@ def _stack(owner: nn.Module, row: StackRow, path: str, blocks: list[Block]) -> S
     attention = next((b.attention for b in blocks if b.attention), None)
     forward = next((b.feed_forward for b in blocks if b.feed_forward), None)
     probe = attention.o if attention else forward.down if forward else None
-    if probe is None:
+    if probe is None and not row.plain:
         raise ModelError(f"The blocks at {path} hold neither attention nor feed-forward.")
     depth = len(blocks)
     if row.shared:
@@ -133,7 +133,7 @@ def _stack(owner: nn.Module, row: StackRow, path: str, blocks: list[Block]) -> S
         name=row.name,
         path=path,
         depth=depth,
-        width=features(get(owner, probe))[1],
+        width=features(get(owner, probe))[1] if probe else int(getattr(owner.config, row.width)),
         shared=row.shared,
         embeddings=suffix(owner, row.words),
         positions=suffix(owner, row.positions),
@@ -146,8 +146,11 @@ def _blocks(owner: nn.Module, row: StackRow, path: str, family: Family) -> list[
     blocks = []
     for index, (name, block) in enumerate(get(owner, path).named_children()):
         at = f"{path}.{name}"
+        parts = {part: find(block, part) for part in row.plain}
+        strange = [p for p, m in parts.items() if m is not None and type(m).__name__ not in row.plain[p]]
 
-        def first(names: Names, block: nn.Module = block, at: str = at) -> str | None:
+        def first(names: Names, block: nn.Module = block, at: str = at, strange: Any = strange) -> str | None:
+            names = tuple(n for n in names if n.partition(".")[0] not in strange)
             return next((f"{at}.{n}" for n in names if isinstance(find(block, n), nn.Module)), None)
 
         blocks.append(
@@ -166,9 +169,10 @@ def _blocks(owner: nn.Module, row: StackRow, path: str, family: Family) -> list[
                 ),
                 feed_forward=_feed_forward(owner, first(row.up), first(row.gate), first(row.down), first(row.packed), at),
                 norms=tuple(f"{at}.{n}" for n in row.norms if isinstance(find(block, n), nn.Module)),
+                others=tuple(f"{at}.{part}" for part in strange),
             )
         )  # fmt: skip
-    if not any(b.attention or b.feed_forward for b in blocks):
+    if not any(b.attention or b.feed_forward or b.others for b in blocks):
         raise ModelError(
             f"No attention and no feed-forward of a {family.name} found in the blocks at {path}."
         )
@@ -277,7 +281,7 @@ def _head(owner: nn.Module) -> str | None:
 
 def _prefixed(value: Any, prefix: str) -> Any:
     """The same record with every path below `prefix`."""
-    paths = {"path", "q", "k", "v", "o", "qkv", "q_norm", "k_norm", "up", "gate", "down", "norms", "embeddings",
+    paths = {"path", "q", "k", "v", "o", "qkv", "q_norm", "k_norm", "up", "gate", "down", "norms", "others", "embeddings",
              "positions", "embedding_norm", "final_norm", "head"}  # fmt: skip
     if isinstance(value, tuple):
         return tuple(_prefixed(item, prefix) for item in value)

@@ -14,7 +14,7 @@ from lightformers.anatomy.find import HEAD_COUNTS, suffix
 from lightformers.anatomy.records import Anatomy, Attention
 from lightformers.errors import ModelError
 
-_KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
+_KV_COUNTS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head", "kv_heads")
 _GROUPS = ("num_key_value_groups", "n_rep")
 _INNER = ("all_head_size", "inner_dim", "split_size")
 

@@ -72,7 +72,10 @@ class FeedForward:
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block. `index` counts within its stack; `norms` are paths of its normalisations."""
+    """One transformer block. `index` counts within its stack; `norms` are paths of its normalisations.
+
+    others: paths of parts that are neither (a recurrence, say): they go with the block and are not cut.
+    """
 
     path: str
     index: int
@@ -81,6 +84,7 @@ class Block:
     cross_attention: Attention | None
     feed_forward: FeedForward | None
     norms: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

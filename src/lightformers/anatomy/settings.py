@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from torch import nn
 
+from lightformers.anatomy.access import get
 from lightformers.anatomy.families import Family, StackRow
 from lightformers.anatomy.find import host, of, row_of
 from lightformers.anatomy.records import Anatomy, Attention, Block
@@ -65,6 +67,8 @@ def sync(owner: nn.Module, row: Family) -> Anatomy:
             continue
         blocks = anatomy.stack(stack.name)
         found = [a for block in blocks for a in attentions(block)]
+        if names.rows:
+            _write_rows(owner, names.rows, blocks, target)
         want(target, names.depth, {len(blocks)})
         want(target, names.ffn, {b.feed_forward.width for b in blocks if b.feed_forward})
         if row.channels_multiple == "width":
@@ -92,6 +96,26 @@ def sync(owner: nn.Module, row: Family) -> Anatomy:
     return anatomy
 
 
+def _write_rows(owner: nn.Module, name: str, blocks: tuple[Block, ...], target: Any) -> None:
+    """The sizes of every block into its row of the config; a block that keeps its row, number or depth follows."""
+    rows = copy.deepcopy(list(getattr(target, name)))
+    for row, block in zip(rows, blocks):
+        if (a := block.attention) is not None:
+            mixer: dict[str, Any] = row["mixer"]
+            now = {"heads": a.heads, "kv_heads": a.kv_heads, "head_size": a.head_dim}
+            known = {"kv_heads": mixer["heads"], "head_size": target.hidden_size // mixer["heads"]}
+            before = {k: mixer.get(k) if mixer.get(k) is not None else known.get(k) for k in now}
+            if now != before:
+                mixer.update(now)
+        if block.feed_forward is not None:
+            row["ffn"]["hidden"] = block.feed_forward.width
+    for config in copies(owner, target):
+        setattr(config, name, rows)
+    for index, (row, block) in enumerate(zip(rows, blocks)):
+        kept = get(owner, block.path).__dict__
+        kept.update({k: v for k, v in {"row": row, "index": index, "layers": len(rows)}.items() if k in kept})
+
+
 def _own_depth(owner: nn.Module) -> None:
     """A t5 decoder keeps a config of its own in which `num_layers` is the decoder's."""
     root: Any = getattr(owner, "config", None)
@@ -110,7 +134,7 @@ def trim_lists(owner: nn.Module, row: StackRow, kept: list[int], depth: int) -> 
     if target is None:
         return
     for config in copies(owner, target):
-        for name in LISTS_PER_LAYER:
+        for name in (*LISTS_PER_LAYER, row.rows):
             values = getattr(config, name, None)
             if isinstance(values, (list, tuple)) and len(values) == depth:
                 setattr(config, name, [values[i] for i in kept])

@@ -42,7 +42,9 @@ def _blueprint(name: str, trust_remote_code: bool) -> nn.Module:
 
     from lightformers import anatomy, loading
     from lightformers.errors import ModelError
+    from lightformers.models.registry import model_class, register
 
+    register()
     folder = Path(name)
     if folder.is_dir():
         loading.check_files(folder)
@@ -60,7 +62,8 @@ def _blueprint(name: str, trust_remote_code: bool) -> nn.Module:
         ) as error:  # offline, unknown name, unknown architecture, own code: the reason is told
             reason = str(error).splitlines()[0]
             raise ModelError(f"no folder {name!r} here, and no config of that name: {reason}") from error
-    kind = getattr(transformers, (getattr(config, "architectures", None) or [""])[0], None)
+    named = (getattr(config, "architectures", None) or [""])[0]
+    kind = getattr(transformers, named, None) or model_class(named)
     if kind is None:
         try:
             kind = transformers.MODEL_MAPPING[type(config)]
@@ -137,12 +140,18 @@ def _block_costs(model: nn.Module, block: Block, length: int, cost: Any) -> dict
     if block.feed_forward:
         own = anatomy.feed_forward_cost(model, block.feed_forward, length)
         pieces["feed_forward"] = cost(own.parameters, own.flops)
+    pieces["others"] = [
+        {"kind": type(anatomy.get(model, path)).__name__, **cost(anatomy.parameters_of(model, path), 0)}
+        for path in block.others
+    ]
     return {**cost(whole.parameters, whole.flops), "costs": pieces}
 
 
 def _tree(facts: dict[str, Any]) -> Tree:
     from rich.markup import escape
     from rich.tree import Tree
+
+    from lightformers.models.registry import MODELS
 
     tree = Tree(
         f"[bold]{escape(facts['model'])}[/]  {facts['class']} ({escape(facts['family'])}), "
@@ -167,6 +176,8 @@ def _tree(facts: dict[str, Any]) -> Tree:
                     )
                     text = f"{part['heads']} heads of {part['head_dim']}{groups}"
                     leaf.add(f"{kind.replace('_', '-')}: {text}  {_weight(block['costs'][kind])}")
+            for part in block["costs"]["others"]:
+                leaf.add(f"{part['kind']}, not cut inside  {_weight(part)}")
             part = block["feed_forward"]
             if part:
                 gate = "gated, " if part["gate"] or part["packed"] else ""
@@ -176,11 +187,12 @@ def _tree(facts: dict[str, Any]) -> Tree:
         tied = ", tied to the embeddings" if facts["head"]["tied"] else ""
         tree.add(f"head{tied}  {_weight(facts['head'])}  [dim]{escape(facts['head']['path'])}[/]")
     tree.add(f"other (norms, pooler, patches, ...)  {_weight(facts['other'])}")
-    cuts = tree.add("cuts that reload in plain transformers")
+    where = "with lightformers imported" if facts["class"] in MODELS else "in plain transformers"
+    cuts = tree.add(f"cuts that reload {where}")
     for cut, reason in facts["native"].items():
         cuts.add(f"[green]{cut}[/]" if reason is None else f"[yellow]not {cut}[/]: {escape(reason)}")
     if facts["native_reasons"]:
-        why = tree.add("[yellow]as it stands it does not reload in plain transformers[/]")
+        why = tree.add(f"[yellow]as it stands it does not reload {where}[/]")
         for reason in facts["native_reasons"]:
             why.add(escape(reason))
     return tree

@@ -21,6 +21,7 @@ from lightformers.errors import UserError
 from lightformers.export.graph import DEPLOY_FILE, output_name
 from lightformers.files import read_json, write_json
 from lightformers.manifest import FILE as MANIFEST
+from lightformers.models.registry import MODELS
 
 SCRIPT = Path(__file__).parent / "templates" / "reload_check.py"
 #: The least cosine per example to the torch model, where no outputs of the exported graph itself were recorded.
@@ -108,7 +109,12 @@ def check(
 
 def _forms(folder: Path, probes: Sequence[Example]) -> list[tuple[str, str]]:
     """(format, precision) of everything in `folder` that can be opened here."""
-    custom = (folder / MANIFEST).is_file()
+    named = (
+        read_json(folder / "config.json").get("architectures") if (folder / "config.json").is_file() else None
+    )
+    custom = (folder / MANIFEST).is_file() or any(
+        name in MODELS for name in named or ()
+    )  # ours know no other process
     out = [("lightformers" if custom else "transformers", "fp32")]
     texts = "text" in probes[0] and "text_pair" not in probes[0]
     installed = importlib.util.find_spec("sentence_transformers") is not None

@@ -12,6 +12,7 @@ from lightformers.models.language import patterns
 from lightformers.models.patterns import stack
 
 DECODER = "lightformers.models.language.decoder:Decoder"
+_FLEXIBERT = "lightformers.models.language.flexibert"
 CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassification"
 
 
@@ -19,10 +20,11 @@ CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassificat
 class Preset:
     """A row: the model ("module:Class"), the fields of its configuration, and the published number of parameters.
 
-    config: "module:Class" of the configuration; "": the model's `config_class`. source: paper or release.
+    fields: also "module:TABLE:key", a configuration that stands elsewhere. config: "module:Class" of the configuration;
+    "": the model's `config_class`. source: paper or release.
     """
 
-    fields: Mapping[str, Any]
+    fields: Mapping[str, Any] | str
     parameters: int
     model: str = DECODER
     config: str = ""
@@ -165,8 +167,24 @@ PRESETS: dict[str, Preset] = {
     "transformer-llama-135m": Preset(
         _llama(576, 30, 9, 3, 1536, 49152, 2048, True), 134_515_008, source="SmolLM-135M, a Llama"
     ),
+    "transformer-3m": Preset(
+        _llama(192, 5, 3, 3, 512, 4096, 2048, True), 3_000_384, source="ours, for a laptop"
+    ),
+    "transformer-10m": Preset(
+        _llama(320, 7, 5, 5, 896, 4096, 2048, True), 10_203_840, source="ours, for a laptop"
+    ),
+    "transformer-25m": Preset(
+        _llama(512, 7, 8, 8, 1408, 4096, 2048, True), 24_583_680, source="ours, for a laptop"
+    ),
     "transformer-llama-1.1b": Preset(
         _llama(2048, 22, 32, 4, 5632, 32000, 2048, False), 1_100_048_384, source="TinyLlama, arXiv 2401.02385"
+    ),
+    "flexibert-mini": Preset(
+        f"{_FLEXIBERT}:PRESETS:flexibert_mini",
+        10_922_944,
+        f"{_FLEXIBERT}:FlexiBERT",
+        f"{_FLEXIBERT}:FlexiBERTConfig",
+        "arXiv 2205.11656; its code counts 11,119,808, with tables that nothing reads",
     ),
     "wide-listops-4x8": Preset(
         _wide(4), 8_947_722, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"
@@ -230,7 +248,11 @@ def create_model(name: str, **overrides: Any) -> Any:
     known = _fields(config)
     if unknown := sorted(set(overrides) - known):
         raise UserError(f"{name} has no field {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-    return model(config(**{**row.fields, **overrides}))
+    fields = row.fields
+    if isinstance(fields, str):
+        table, _, key = fields.rpartition(":")
+        fields = vars(_named(table)[key])
+    return model(config(**{**fields, **overrides}))
 
 
 def list_models(start: str = "") -> list[str]:

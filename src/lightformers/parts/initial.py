@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def linear(inputs: int, outputs: int, bias: bool, std: float) -> nn.Linear:
@@ -14,6 +15,14 @@ def linear(inputs: int, outputs: int, bias: bool, std: float) -> nn.Linear:
     if made.bias is not None:
         nn.init.zeros_(made.bias)
     return made
+
+
+def once(x: Tensor) -> Tensor:
+    """x in the dtype in which autocast hands it to linear layers: cast once where several read it."""
+    kind = x.device.type
+    if x.dtype == torch.float32 and kind != "meta" and torch.is_autocast_enabled(kind):
+        return x.to(torch.get_autocast_dtype(kind))
+    return x
 
 
 def residual(std: float, layers: int) -> float:

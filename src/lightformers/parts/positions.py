@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lightformers.errors import UserError
+from lightformers.kernels.rotary import reference, rotate
 
 
 def rotary_size(head_size: int, rotary: bool | float) -> int:
@@ -24,11 +25,42 @@ def rotary_size(head_size: int, rotary: bool | float) -> int:
     return size
 
 
-def turns(place: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(batch or 1, n) positions -> cos and sin, (batch or 1, 1, n, size / 2), in float32 or `dtype` if that is wider.
+#: (size, theta, dtype) -> cos beside sin of the positions from 0, as many as were asked for so far.
+_TABLES: dict[tuple[int, float, torch.dtype], Tensor] = {}
 
-    Angles are position * theta ** (-2 i / size) (Su et al., 2021, arXiv 2104.09864).
+
+def eager(x: Tensor) -> bool:
+    """Whether x holds numbers in the memory of the CPU, and nothing records what is done with it as a graph."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+
+
+def recorded() -> bool:
+    """Whether torch writes down what is done, to run it elsewhere on other numbers: none of them may be looked at."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def turns(place: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """(batch or 1, n) positions -> cos and sin, (batch or 1, 1, n, size / 2).
+
+    Angles are position * theta ** (-2 i / size) (Su et al., 2021, arXiv 2104.09864), exact to float32 or `dtype` if that
+    is wider; cos and sin are then of `dtype`.
     """
+    if not eager(place):
+        return tuple(x.to(dtype) for x in _turns(place, size, theta, dtype))  # type: ignore[return-value]
+    key = size, theta, dtype
+    try:  # an index beyond the table is an error that costs nothing where there is none
+        found = torch.nn.functional.embedding(place, _TABLES[key])
+    except (KeyError, IndexError):
+        with torch.inference_mode(False):
+            rows = torch.arange(max(256, 2 * int(place.max()) + 2))[None]
+            _TABLES[key] = torch.cat(_turns(rows, size, theta, dtype), -1)[0, 0].to(dtype)
+        found = torch.nn.functional.embedding(place, _TABLES[key])
+    cos, sin = found[:, None].chunk(2, -1)
+    return cos, sin
+
+
+def _turns(place: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     exact = torch.promote_types(dtype, torch.float32)
     step = torch.arange(0, size, 2, device=place.device, dtype=exact) * (-math.log(theta) / size)
     angle = place[:, None, :, None].to(exact) * step.exp()
@@ -40,10 +72,9 @@ def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     The pairs are (i, i + size / 2), as in the released code of Llama and GPT-NeoX.
     """
-    half = cos.shape[-1]
-    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
-    turned = torch.cat([first * cos - second * sin, second * cos + first * sin], -1).to(x.dtype)
-    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+    if torch.is_grad_enabled() and x.requires_grad and x.dtype == cos.dtype and eager(x):
+        return rotate(x, cos, sin)
+    return reference(x, cos, sin)
 
 
 def sinusoids(length: int, width: int, device: torch.device | str | None = None) -> Tensor:
@@ -53,5 +84,5 @@ def sinusoids(length: int, width: int, device: torch.device | str | None = None)
     """
     if width % 2:
         raise UserError(f"sinusoidal positions need an even width, not {width}")
-    cos, sin = turns(torch.arange(length, device=device)[None], width, 10000.0, torch.float32)
+    cos, sin = _turns(torch.arange(length, device=device)[None], width, 10000.0, torch.float32)
     return torch.stack([sin[0, 0], cos[0, 0]], -1).flatten(1)

@@ -17,6 +17,7 @@ from lightformers.models.language.states import States
 from lightformers.models.registry import register
 from lightformers.parts.bit_linear import BitLinear
 from lightformers.parts.mixers import places, starts
+from lightformers.parts.positions import recorded
 
 
 class DecoderConfig(PretrainedConfig):
@@ -260,6 +261,8 @@ class Decoder(PreTrainedModel, GenerationMixin):
                 f"attention_mask is (batch, n), here {(len(x), n)}{f' or {(len(x), seen + n)}' if seen else ''}, not {tuple(mask.shape)}"
             )
         mask = mask[:, -n:].long()
+        if recorded():
+            return mask
         if past is not None and bool((mask.amax(1, keepdim=True) != mask).logical_and(mask != 0).any()):
             raise UserError("tokens that follow a state are one document in each row: pack without use_cache")
         return None if bool((mask == mask[:, :1]).all() and (mask != 0).all()) else mask

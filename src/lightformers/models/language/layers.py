@@ -16,6 +16,7 @@ from lightformers.errors import UserError
 from lightformers.parts.ffn.table import FEED_FORWARDS
 from lightformers.parts.mixers import State
 from lightformers.parts.mixers.table import MIXERS, check, make
+from lightformers.parts.norms import RMSNorm
 
 NORMS = ("rms", "layer")
 #: "pre": x + f(norm(x)). "post-output": x + norm(f(x)).
@@ -71,7 +72,7 @@ def norm(kind: str, width: int, eps: float) -> nn.Module:
     """ "rms" or "layer", both with a weight, "layer" with a bias too. Raises UserError for others."""
     if kind not in NORMS:
         raise UserError(f"norm is one of {', '.join(NORMS)}, not {kind!r}")
-    return nn.RMSNorm(width, eps=eps) if kind == "rms" else nn.LayerNorm(width, eps=eps)
+    return RMSNorm(width, eps=eps) if kind == "rms" else nn.LayerNorm(width, eps=eps)
 
 
 class Layer(GradientCheckpointingLayer):

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from lightformers.parts.mixers import starts
+from lightformers.parts.positions import eager
 
 
 def documents(mask: Tensor) -> Tensor:
@@ -31,6 +32,11 @@ def visible(n: int, owner: Tensor | None, window: int | None, causal: bool, devi
     return seen if owner is None else seen & (owner[:, None, :, None] == owner[:, None, None, :])
 
 
+#: Longest sequence for which training in bfloat16 on a CPU multiplies whole matrices: the backward of torch's fused
+#: attention takes twice as long as these products there, which keep n^2 numbers.
+QUICK = 256
+
+
 def attend(
     q: Tensor,
     k: Tensor,
@@ -50,11 +56,33 @@ def attend(
     n = q.shape[2]
     if window is not None and window >= n:
         window = None
+    learns = torch.is_grad_enabled() and q.requires_grad and q.dtype == torch.bfloat16
+    if learns and n <= QUICK and k.shape[2] == n and eager(q):
+        seen = (
+            None
+            if window is None and owner is None and not causal
+            else visible(n, owner, window, causal, q.device)
+        )
+        return _products(q, k, v, seen, dropout)
     if window is None and owner is None:
-        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal and n > 1)
+        return scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
     if causal and window is not None and n > 2 * max(window, 64):
         return _banded(q, k, v, owner, window, dropout)
     return scaled_dot_product_attention(q, k, v, visible(n, owner, window, causal, q.device), dropout)
+
+
+def _products(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None, dropout: float) -> Tensor:
+    """The same by matrix products. seen: bool, (batch or 1, 1, n, n)."""
+    batch, heads, n, size = q.shape
+    queries, keys, values = (x.reshape(batch * heads, n, x.shape[-1]) for x in (q, k, v))
+    if seen is None:
+        scores = torch.bmm(queries * size**-0.5, keys.transpose(1, 2))
+    else:
+        bias = torch.zeros(seen.shape, dtype=q.dtype).masked_fill_(~seen, -torch.inf)
+        bias = bias[0] if len(seen) == 1 else bias.expand(batch, heads, n, n).reshape(-1, n, n)
+        scores = torch.baddbmm(bias, queries, keys.transpose(1, 2), alpha=size**-0.5)
+    weights = torch.nn.functional.dropout(scores.softmax(-1), dropout)
+    return torch.bmm(weights, values).unflatten(0, (batch, heads))
 
 
 def shared(x: Tensor, groups: int) -> Tensor:

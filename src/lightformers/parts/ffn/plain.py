@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lightformers.errors import UserError
 from lightformers.parts.ffn.polycom import PolyNorm, PolyReLU
-from lightformers.parts.initial import linear, residual
+from lightformers.parts.initial import linear, once, residual
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -90,6 +90,7 @@ class SwiGLU(nn.Module):
         self.down = linear(hidden, width, bias, residual(std, layers) if scaled else std)
 
     def forward(self, x: Tensor) -> Tensor:
+        x = once(x)
         return self.down(self.activation(self.gate(x)) * self.up(x))
 
 

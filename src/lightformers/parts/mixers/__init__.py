@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lightformers.errors import UserError
+from lightformers.parts.positions import recorded
 
 State = dict[
     str, Tensor
@@ -47,7 +48,12 @@ def starts(mask: Tensor) -> Tensor:
 def places(mask: Tensor) -> Tensor:
     """(batch, n) mask -> (batch, n) positions within the document, from 0; 0 at padding."""
     index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
-    first = torch.where(starts(mask), index, 0).cummax(1).values
+    first = torch.where(starts(mask), index, 0)
+    if recorded():  # other runtimes have no running maximum
+        before = index[:, :, None] >= index[:, None, :]
+        first = torch.where(before, first[:, None, :], 0).amax(2)
+    else:
+        first = first.cummax(1).values
     return torch.where(mask != 0, index - first, 0)
 
 

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from lightformers.errors import UserError
 from lightformers.parts.attention.softmax import attend, documents
-from lightformers.parts.initial import linear, residual
+from lightformers.parts.initial import linear, once, residual
 from lightformers.parts.mixers import State, keys, places, starts
 from lightformers.parts.mixers.relative import join, split
-from lightformers.parts.positions import rotary_size, turn, turns
+from lightformers.parts.positions import recorded, rotary_size, turn, turns
 
 
 class Attention(nn.Module):
@@ -68,7 +68,9 @@ class Attention(nn.Module):
         place = torch.arange(x.shape[1], device=x.device)[None]
         if mask is not None:
             if not self.causal:
-                owner = None if bool((mask != 0).all()) else (mask != 0).long()
+                owner = None if not recorded() and bool((mask != 0).all()) else (mask != 0).long()
+            elif recorded():  # only distances within a document count, so any first place serves
+                owner = documents(mask)
             elif bool(starts(mask)[:, 1:].any()):
                 owner, place = documents(mask), places(mask)
             # else: one document each that starts at once, and a causal token never sees the padding behind it
@@ -103,12 +105,16 @@ class Attention(nn.Module):
 
     def _project(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x (batch, n, width) at positions `place` (batch or 1, n) -> q, k, v (batch, heads, n, head size)."""
+        x = once(x)
         q, k = split(self.query(x), self.heads), split(self.key(x), self.kv_heads)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = (
                 f(y.to(f.weight.dtype)).to(y.dtype) for f, y in ((self.query_norm, q), (self.key_norm, k))
             )
         if self.turned:
-            cos, sin = turns(place, self.turned, self.theta, x.dtype)
-            q, k = turn(q, cos, sin), turn(k, cos, sin)
+            cos, sin = turns(place, self.turned, self.theta, q.dtype)
+            if x.shape[1] == 1:  # what counts for one token is the number of calls
+                q, k = turn(torch.cat([q, k], 1), cos, sin).split([self.heads, self.kv_heads], 1)
+            else:
+                q, k = turn(q, cos, sin), turn(k, cos, sin)
         return q, k, split(self.value(x), self.kv_heads)

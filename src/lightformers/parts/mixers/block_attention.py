@@ -108,6 +108,6 @@ class BlockAttention(nn.Module):
     def _project(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k = split(self.query(x), self.heads), split(self.key(x), self.kv_heads)
         if self.turned:
-            cos, sin = turns(place, self.turned, self.theta, x.dtype)
+            cos, sin = turns(place, self.turned, self.theta, q.dtype)
             q, k = turn(q, cos, sin), turn(k, cos, sin)
         return q, k, split(self.value(x), self.kv_heads)

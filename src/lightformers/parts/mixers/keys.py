@@ -110,22 +110,26 @@ def step(
         more = more if window is None else min(more, window)
         keys, values = (pad(x, (0, 0, 0, more - room)) for x in (keys, values))
         room = more
-    slot = (count % room)[:, None, None, None]
     inplace = not (torch.is_grad_enabled() and (k.requires_grad or v.requires_grad or keys.requires_grad))
-    keys, values = (
-        x.scatter_(2, slot.expand(new.shape), new) if inplace else x.scatter(2, slot.expand(new.shape), new)
-        for x, new in ((keys, k), (values, v))
-    )
+    equal = min(counts) == max(counts)
+    if inplace and equal:
+        slot = counts[0] % room
+        keys.narrow(2, slot, 1).copy_(k)
+        values.narrow(2, slot, 1).copy_(v)
+    else:
+        slots = (count % room)[:, None, None, None]
+        write = torch.Tensor.scatter_ if inplace else torch.Tensor.scatter
+        keys, values = (write(x, 2, slots.expand(new.shape), new) for x, new in ((keys, k), (values, v)))
     used = min(needed, room)
-    seen = None
-    if min(counts) < max(counts):  # rows of unequal length
-        seen = (held(count + 1, room, k.device)[:, :used] >= 0)[:, None, None, :]
-    groups = q.shape[1] // k.shape[1]
-    rows = q.unflatten(1, (-1, groups)).flatten(
-        2, 3
-    )  # the queries of a group stand as rows: no key is copied
-    y = weigh(rows, keys[:, :, :used], values[:, :, :used], seen)
-    return y.flatten(1, 2)[:, :, None], {"keys": keys, "values": values, "count": count + 1}
+    # rows of unequal length hold tokens in unequally many slots
+    seen = None if equal else (held(count + 1, room, k.device)[:, :used] >= 0)[:, None, None, :]
+    held_keys, held_values = keys.narrow(2, 0, used), values.narrow(2, 0, used)
+    if (groups := q.shape[1] // k.shape[1]) == 1:
+        y = weigh(q, held_keys, held_values, seen)
+    else:  # the queries of a group stand as rows: no key is copied
+        rows = q.unflatten(1, (-1, groups)).flatten(2, 3)
+        y = weigh(rows, held_keys, held_values, seen).flatten(1, 2)[:, :, None]
+    return y, {"keys": keys, "values": values, "count": count + 1}
 
 
 def _grouped(q: Tensor, k: Tensor, v: Tensor, seen: Tensor, dropout: float) -> Tensor:

@@ -70,7 +70,7 @@ class QuantizableMixer(nn.Module):
     def _project(self, x: Tensor, place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         q, k, v = (split(f(x), self.heads) for f in (self.query, self.key, self.value))
         if self.turned:
-            cos, sin = turns(place, self.turned, self.theta, x.dtype)
+            cos, sin = turns(place, self.turned, self.theta, q.dtype)
             q, k = turn(q, cos, sin), turn(k, cos, sin)
         return q, k, v
 
