@@ -208,9 +208,9 @@ SPEAKERS: dict[str, Speaker] = {
     "transformer": Speaker(({"mixer": {"kind": "attention", "heads": 4}, "ffn": _MLP},), recurrent=False),
     "mamba": Speaker(({"mixer": {"kind": "mamba"}}, {"mixer": {"kind": "mamba"}})),
     "deltanet": Speaker(({"mixer": {"kind": "deltanet", "heads": 4}, "ffn": _MLP},)),
-    "linear-attention": Speaker(({"mixer": {"kind": "linear_attention", "heads": 4}, "ffn": _MLP},)),
+    "linear-attention": Speaker(({"mixer": {"kind": "linear-attention", "heads": 4}, "ffn": _MLP},)),
     "aaren": Speaker(({"mixer": {"kind": "aaren", "heads": 4}, "ffn": _MLP},)),
-    "mlgru": Speaker(({"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu", "hidden": 768}},)),
+    "mlgru": Speaker(({"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit-swiglu", "hidden": 768}},)),
     "primer": Speaker(({"mixer": {"kind": "primer", "heads": 4}, "ffn": _MLP},), recurrent=False),
     "mamba2": Speaker(({"mixer": {"kind": "mamba2"}}, {"mixer": {"kind": "mamba2"}})),
 }

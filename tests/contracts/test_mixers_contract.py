@@ -50,8 +50,8 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
     "deltanet": {"heads": 2, "chunk": 4},
     "deltanet, gated and negative": {"heads": 2, "gate": True, "negative": True, "convolution": 0},
     "fourier": {"heads": 2},
-    "linear_attention": {"heads": 2, "chunk": 4},
-    "linear_attention, weighted mean": {"heads": 2, "features": "elu"},
+    "linear-attention": {"heads": 2, "chunk": 4},
+    "linear-attention, weighted mean": {"heads": 2, "features": "elu"},
     "mamba": {"state": 4},
     "mamba, constant rates": {"state": 4, "selective": False},
     "mamba2": {"state": 4, "head": 8, "groups": 2, "chunk": 4},
@@ -67,7 +67,7 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
     "tokenformer": {"heads": 2, "tokens": 12},
 }
 FFN_OPTIONS: dict[str, dict[str, Any]] = {
-    "bit_swiglu": {"hidden": 20},
+    "bit-swiglu": {"hidden": 20},
     "memory": {"bits": 4},
     "mlp": {"hidden": 24, "activation": "squared_relu", "bias": True},
     "mlp, polynomial": {"hidden": 24, "activation": "poly_norm"},

@@ -161,7 +161,7 @@ def test_it_takes_the_place_of_linear_layers() -> None:
 
 def test_the_feed_forward_has_the_sizes_of_the_paper() -> None:
     with torch.device("meta"):
-        made = make(FEED_FORWARDS, "bit_swiglu", 2048)
+        made = make(FEED_FORWARDS, "bit-swiglu", 2048)
     assert isinstance(made, BitSwiGLU) and made.down.in_features == 5632
     assert sum(p.numel() for p in made.parameters()) == 3 * 2048 * 5632 + 2048 + 5632
     small = BitSwiGLU(16, 24, ternary=False)

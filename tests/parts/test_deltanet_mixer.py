@@ -34,7 +34,7 @@ def test_deltanet_keeps_the_contract_of_mixers(options: dict[str, object]) -> No
 @pytest.mark.parametrize("options", [{}, {"convolution": 0, "chunk": 5}, {"features": "elu"}], ids=str)
 def test_linear_attention_keeps_the_contract_of_mixers(options: dict[str, object]) -> None:
     torch.manual_seed(0)
-    check_causal(make(MIXERS, "linear_attention", 16, heads=2, std=0.2, **options), 16)
+    check_causal(make(MIXERS, "linear-attention", 16, heads=2, std=0.2, **options), 16)
 
 
 @pytest.mark.parametrize("gate", [False, True])

@@ -91,7 +91,7 @@ def test_parameters_are_those_of_the_paper() -> None:
 
 
 def test_a_decoder_connects_its_layers_and_keeps_them(tmp_path: Path) -> None:
-    rows = [{"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu", "hidden": 16}}] * 3
+    rows = [{"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit-swiglu", "hidden": 16}}] * 3
     torch.manual_seed(0)
     model = Decoder(DecoderConfig(11, 12, rows, tie_word_embeddings=False, head="bit")).eval()
     for layer in model.layers:

@@ -26,7 +26,7 @@ CELLS = ".arena"
 #: Mixers that are tried unless others are named: as many of these as there are.
 DEFAULT = (
     "attention", "local", "longformer", "bigbird", "linformer", "performer", "linear", "reformer", "sinkhorn",
-    "synthesizer", "sparse", "fourier", "linear_attention", "deltanet", "mamba", "mamba2",
+    "synthesizer", "sparse", "fourier", "linear-attention", "deltanet", "mamba", "mamba2",
 )  # fmt: skip
 
 

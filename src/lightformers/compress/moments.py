@@ -60,8 +60,9 @@ def input_hook(
         x = real_tokens(args[0].detach(), current[0]).float()
         old = moments.get(path)
         if old is None:
+            total, absolute, square = (x.new_zeros(x.shape[1]) for _ in range(3))
             wide = x.new_zeros(x.shape[1], x.shape[1]) if gram else None
-            old = moments[path] = Inputs(0, *(x.new_zeros(x.shape[1]) for _ in range(3)), wide)
+            old = moments[path] = Inputs(0, total, absolute, square, wide)
         old.rows += len(x)
         old.total.add_(x.sum(0))
         old.absolute.add_(x.abs().sum(0))

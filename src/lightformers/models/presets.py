@@ -86,7 +86,7 @@ def _deltanet(width: int, depth: int, hidden: int) -> dict[str, Any]:
 
 
 def _matmul_free(width: int, depth: int) -> dict[str, Any]:
-    layer = {"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit_swiglu"}}
+    layer = {"mixer": {"kind": "mlgru"}, "ffn": {"kind": "bit-swiglu"}}
     return {
         "vocab_size": 32000, "hidden_size": width, "layers": stack("G" * depth, {"G": layer}),
         "norm": "rms", "norm_eps": 1e-6, "tie_word_embeddings": False, "head": "bit",

@@ -89,7 +89,8 @@ def train(plan: Plan, out: str | Path, progress: Any = None, device: str = "cpu"
     if processes.is_main_process:
         work.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(plan.seed)
-    _phase(say, "text")
+    if say:
+        say.phase("text")
     with processes.main_process_first():
         corpus = prepare(
             work, plan.text, plan.valid, plan.column, _tokenizer(plan), plan.vocabulary, plan.length
@@ -100,7 +101,8 @@ def train(plan: Plan, out: str | Path, progress: Any = None, device: str = "cpu"
     if processes.is_main_process:
         _begin(work, plan, corpus)
     processes.wait_for_everyone()
-    _phase(say, "training", plan.seconds)
+    if say:
+        say.phase("training", plan.seconds)
     curve, state = _resumed(work, bundle)
     for part in range(curve[-1]["part"] + 1 if curve else 1, PARTS + 1):
         result = fit(
@@ -294,8 +296,3 @@ def sample(bundle: Bundle, prompt: str = "", seed: int = 0, tokens: int = 120) -
             max_new_tokens=min(tokens, room), pad_token_id=words.pad_token_id, eos_token_id=None,
         )  # fmt: skip
     return str(words.decode(found[0], skip_special_tokens=True))
-
-
-def _phase(progress: Any, name: str, seconds: float | None = None) -> None:
-    if progress:
-        progress.phase(name, seconds)

@@ -56,7 +56,7 @@ def arms(vocab: int) -> dict[str, recall.Layers]:
     delta = stack({"kind": "deltanet", "heads": _HEADS}, 2 * _WIDTH)
     wanted = recall.parameters(delta, vocab, _WIDTH)
     others = {
-        _ADDITIVE: {"kind": "linear_attention", "heads": _HEADS},
+        _ADDITIVE: {"kind": "linear-attention", "heads": _HEADS},
         _MAMBA: {"kind": "mamba", "state": _STATE},
         _ATTENTION: {"kind": "attention", "heads": _HEADS},
     }

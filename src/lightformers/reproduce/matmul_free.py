@@ -50,7 +50,7 @@ def build(arm: str, vocab: int, seed: int) -> Decoder:
     if recurrent:
         row: dict[str, Any] = {
             "mixer": {"kind": "mlgru", "ternary": ternary},
-            "ffn": {"kind": "bit_swiglu", "hidden": _HIDDEN, "ternary": ternary},
+            "ffn": {"kind": "bit-swiglu", "hidden": _HIDDEN, "ternary": ternary},
         }
     else:
         row = {"mixer": {"kind": "attention", "heads": 4}, "ffn": {"kind": "swiglu", "hidden": _HIDDEN}}

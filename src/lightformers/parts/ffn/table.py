@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 FEED_FORWARDS: dict[str, str] = {
-    "bit_swiglu": "lightformers.parts.ffn.bit_swiglu:BitSwiGLU",
+    "bit-swiglu": "lightformers.parts.ffn.bit_swiglu:BitSwiGLU",
     "memory": "lightformers.parts.ffn.memory_layer:MemoryFeedForward",
     "mlp": "lightformers.parts.ffn.plain:MLP",
     "pattention": "lightformers.parts.ffn.pattention:feed_forward",

@@ -20,7 +20,7 @@ MIXERS: dict[str, str] = {
     "ecoformer": "lightformers.parts.mixers.ecoformer:EcoFormer",
     "deltanet": "lightformers.parts.mixers.deltanet:DeltaNet",
     "fourier": "lightformers.parts.mixers.spectral:SpectralMixer",
-    "linear_attention": "lightformers.parts.mixers.linear_attention:LinearAttention",
+    "linear-attention": "lightformers.parts.mixers.linear_attention:LinearAttention",
     "mamba": "lightformers.parts.mixers.mamba:Mamba",
     "mamba2": "lightformers.parts.mixers.mamba2:Mamba2",
     "memory": "lightformers.parts.mixers.memory:MemoryAttention",
