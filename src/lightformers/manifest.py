@@ -165,7 +165,7 @@ def _skeleton(cls: type[nn.Module], config: Any) -> nn.Module:
 def _model_class(name: str, model: nn.Module | None = None) -> type[nn.Module]:
     import transformers
 
-    cls = model_class(name) or getattr(transformers, name, None)
+    cls: Any = model_class(name) or getattr(transformers, name, None)
     known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
     if not known or (model is not None and type(model) is not cls):
         raise ModelError(

@@ -159,7 +159,8 @@ def _rank_correlation(a: Tensor, b: Tensor) -> float:
     def ranks(x: Tensor) -> Tensor:
         x = x.contiguous()
         line = x.sort(-1).values
-        place = sum(torch.searchsorted(line, x, right=right).float() for right in (False, True)) / 2
+        first, last = (torch.searchsorted(line, x, right=right).float() for right in (False, True))
+        place = (first + last) / 2
         return place - place.mean(-1, keepdim=True)
 
     one, other = ranks(a), ranks(b)
