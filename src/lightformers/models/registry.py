@@ -70,12 +70,35 @@ class _AutoClasses(importlib.abc.MetaPathFinder):
                 run(module)
                 if any(name in sys.modules for name in (*MODELS.values(), _LAYERS)):
                     return  # it is one of them that imports transformers just now, and it registers at its end
-                try:
-                    register()
-                except (
-                    Exception
-                ) as error:  # a release that registers otherwise must still be usable by itself
-                    warnings.warn(f"lightformers' models are unknown to transformers' Auto classes: {error}", stacklevel=2)  # fmt: skip
+                if _half_imported():
+                    sys.meta_path.insert(0, _Later())
+                else:
+                    _try()
 
             loader.exec_module = exec_module
         return spec
+
+
+class _Later(importlib.abc.MetaPathFinder):
+    """Registers at the next import for which the layers that our models build on are whole."""
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> Any:
+        if not _half_imported():
+            sys.meta_path.remove(self)
+            _try()
+        return None
+
+
+def _half_imported() -> bool:
+    """It was transformers' own layers that imported the Auto classes: they have no classes themselves yet."""
+    layers = sys.modules.get("transformers.modeling_layers")
+    return layers is not None and not hasattr(layers, "GradientCheckpointingLayer")
+
+
+def _try() -> None:
+    try:
+        register()
+    except Exception as error:  # a release that registers otherwise must still be usable by itself
+        warnings.warn(
+            f"lightformers' models are unknown to transformers' Auto classes: {error}", stacklevel=2
+        )
