@@ -52,8 +52,9 @@ class Clock:
         return self.budget < SHORT
 
     def left(self, reserve: float = 0.1) -> float:
-        """Seconds that may still be spent, `reserve` of the budget kept back."""
-        return self.budget * (1 - reserve) - (time.monotonic() - self.started)
+        """Seconds that may still be spent, `reserve` of the budget kept back; a moment where all is spent, so that what
+        is still to be trained comes to its end."""
+        return max(self.budget * (1 - reserve) - (time.monotonic() - self.started), 0.05)
 
     def size(self, full: int, least: int) -> int:
         """`full` for the full budget, in proportion for a smaller one."""
@@ -72,7 +73,7 @@ class Clock:
             yield seed, tokens
             took, rounds = time.monotonic() - begun, len(seeds) - done
             if rounds:
-                tokens = max(int(tokens * min(1.0, max(self.left(until), 0.0) / rounds / took)), 1)
+                tokens = max(int(tokens * min(1.0, self.left(until) / rounds / took)), 1)
 
     def note(self) -> str:
         """What to add to the limits of a finding made on less than the full budget."""
