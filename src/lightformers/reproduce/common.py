@@ -54,7 +54,10 @@ class Clock:
     def left(self, reserve: float = 0.1) -> float:
         """Seconds that may still be spent, `reserve` of the budget kept back; a moment where all is spent, so that what
         is still to be trained comes to its end."""
-        return max(self.budget * (1 - reserve) - (time.monotonic() - self.started), 0.05)
+        return max(self._left(reserve), 0.05)
+
+    def _left(self, reserve: float) -> float:
+        return self.budget * (1 - reserve) - (time.monotonic() - self.started)
 
     def size(self, full: int, least: int) -> int:
         """`full` for the full budget, in proportion for a smaller one."""
@@ -73,7 +76,7 @@ class Clock:
             yield seed, tokens
             took, rounds = time.monotonic() - begun, len(seeds) - done
             if rounds:
-                tokens = max(int(tokens * min(1.0, self.left(until) / rounds / took)), 1)
+                tokens = max(int(tokens * min(1.0, max(self._left(until), 0.0) / rounds / took)), 1)
 
     def note(self) -> str:
         """What to add to the limits of a finding made on less than the full budget."""
