@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT / "src"))
 from lightformers import papers  # noqa: E402
 from lightformers.files import write_text  # noqa: E402
 from lightformers.papers import standing  # noqa: E402
-from lightformers.reproduce import Finding  # noqa: E402
+from lightformers.reproduce import Finding, plots  # noqa: E402
 from lightformers.reproduce.table import cell, columns  # noqa: E402
 
 NOTE = "<!-- Written by scripts/generate_docs.py. Do not edit. -->\n\n"
@@ -109,7 +109,7 @@ def method(paper: papers.Paper, root: Path, finding: Finding) -> str:
         f"{NOTE}# {paper.slug}\n\n{paper.summary}\n\n{source}\n\n"
         f"## Code\n\n::: {module}.{name}\n    options:\n      heading_level: 3\n\n"
         f"## Finding: {finding.verdict}\n\n**Claim.** {finding.claim}\n\n**Seen.** {finding.summary}\n\n"
-        f"{finding_table(finding)}\n{finding_facts(finding)}\n\n**Limits.** {finding.limits}\n\n"
+        f"{finding_table(finding)}\n{plots.figures(finding)}{finding_facts(finding)}\n\n**Limits.** {finding.limits}\n\n"
         f"Run it again: `lightformers reproduce {paper.slug}`\n"
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import types
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lightformers import papers
-from lightformers.reproduce import Finding, row
+from lightformers.reproduce import Finding, plots, row
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate_docs.py"
 
@@ -78,6 +79,19 @@ def test_pages_say_what_stands(generate: types.ModuleType, tree: Path) -> None:
         "::: lightformers.compress.fold.pre_crmsnorm" in api and "rows" not in api and "templates" not in api
     )
     assert "Steps that make small." in pages["docs/api/index.md"]
+
+
+def test_curves_of_a_finding_are_drawn(generate: types.ModuleType, tree: Path) -> None:
+    """In one line of HTML, so that Markdown does not read it; without curves there is no figure."""
+    assert "<figure>" not in generate.pages(tree)["docs/methods/pre-crmsnorm.md"]
+    finding = Finding.read("pre-crmsnorm", tree / "results")
+    curves = plots.curves("width", "seconds", [8, 16], {"a_b*": [[1.0, 2.0], [2.0, 2.5]]})
+    dataclasses.replace(finding, plots={"Time & width": curves}).write(tree / "results")
+    page = generate.pages(tree)["docs/methods/pre-crmsnorm.md"]
+    line = next(line for line in page.splitlines() if line.startswith("<figure>"))
+    assert (
+        line.endswith("</figure>") and "<svg" in line and "Time &amp; width. Bars" in line and "a_b*" in line
+    )
 
 
 def test_the_catalogue_page_has_every_paper(generate: types.ModuleType, tree: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -14,7 +15,7 @@ from typer.testing import CliRunner
 from lightformers import reproduce
 from lightformers.cli.reproduce import reproduce as command
 from lightformers.errors import DataError, UserError
-from lightformers.reproduce import Finding
+from lightformers.reproduce import Finding, plots
 
 
 def invoke(arguments: list[str]):  # type: ignore[no-untyped-def]
@@ -55,3 +56,21 @@ def test_all_goes_on_after_missing_data(
     answer = invoke(["--all", "--out", str(tmp_path)])
     assert isinstance(answer.exception, UserError) and "stormer" in str(answer.exception)
     assert (tmp_path / "omni-recon.json").is_file()
+
+
+def test_plot_draws_the_curves(
+    experiment: types.ModuleType, finding: Finding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "deep" / "plot.svg"
+    bare = invoke(["omni-recon", "--out", str(tmp_path), "--plot", str(tmp_path / "plot.svg")])
+    assert isinstance(bare.exception, UserError) and "no curves" in str(bare.exception)
+    curves = plots.curves("x", "y", [1, 2], {"A": [[0.5], [0.7]]})
+    drawn = dataclasses.replace(finding, plots={"rise": curves})
+    monkeypatch.setattr(experiment, "run", lambda budget: drawn)
+    answer = invoke(["omni-recon", "--out", str(tmp_path), "--plot", str(file)])
+    assert answer.exit_code == 0, answer.exception
+    assert file.read_text("utf-8").startswith("<svg") and "rise" in file.read_text("utf-8")
+    experiment.budgets.clear()
+    for arguments in (["--all"], ["omni-recon"]):
+        wrong = invoke([*arguments, "--plot", "plot.png"])
+        assert "svg" in str(wrong.exception) and not experiment.budgets  # refused before minutes are spent

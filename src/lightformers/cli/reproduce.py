@@ -16,6 +16,9 @@ def reproduce(
     all_: Annotated[bool, typer.Option("--all", help="Every experiment that is written.")] = False,
     budget: Annotated[float, typer.Option(help="Seconds that each experiment may take.")] = 300,
     out: Annotated[Path | None, typer.Option(help="Folder for the findings (default: results/).")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw the finding's curves into this .svg file.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Run the experiment of a paper and write what it found to results/SLUG.json.
@@ -28,6 +31,11 @@ def reproduce(
 
     if all_ == (slug is not None):
         raise UserError("name one paper or give --all; `lightformers papers list` prints the names")
+    if plot and (all_ or plot.suffix.lower() != ".svg"):
+        raise UserError(
+            f"--plot draws the curves of one paper into an .svg file, not into {plot}"
+            + (" for --all" if all_ else "")
+        )
     slugs = room.available() if all_ else [slug or ""]
     if not slugs:
         raise UserError("no experiment is written yet")
@@ -43,6 +51,8 @@ def reproduce(
             failed[name] = str(error)  # with --all, one missing data set must not hide the other findings
             continue
         file = finding.write(folder)
+        if plot:
+            _draw(finding, plot)
         if json_:
             said.append(finding.to_json())
         else:
@@ -51,6 +61,17 @@ def reproduce(
         show_json(said if all_ else said[0])
     if failed:
         raise UserError("not run: " + "; ".join(f"{name}: {why}" for name, why in failed.items()))
+
+
+def _draw(finding: Finding, file: Path) -> None:
+    from lightformers.errors import UserError
+    from lightformers.files import write_text
+    from lightformers.reproduce import plots
+
+    curves = plots.drawable(finding.plots)
+    if not curves:
+        raise UserError(f"the finding of {finding.slug} is written, but it holds no curves to draw")
+    write_text(file, plots.page(curves))
 
 
 def _show(finding: Finding, file: Path) -> None:
