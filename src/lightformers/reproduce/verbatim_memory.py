@@ -166,7 +166,7 @@ def arm(name: str, vocabulary: int, seed: int) -> nn.Module:
 
 def measure(model: nn.Module, text: Text, seed: int, count: int) -> dict[tuple[str, int], float]:
     """(condition, delay) -> median of the repeat surprisal over texts, in per cent."""
-    out = {}
+    out: dict[tuple[str, int], float] = {}
     for condition in CONDITIONS:
         for delay in DELAYS:
             made = noun_lists.stimuli(condition, seed, count, LENGTH, delay, text.held)
