@@ -42,7 +42,7 @@ _ATTENTION, _LINEAR, _RIVAL = "attention", "linear attention", "lstm"
 #: Rows of `parts.mixers.table`; only the first and the last decide.
 MIXERS: dict[str, Mapping[str, Any]] = {
     _ATTENTION: {"kind": "attention", "heads": 4, "rotary": False},
-    _LINEAR: {"kind": "linear_attention", "heads": 4},
+    _LINEAR: {"kind": "linear-attention", "heads": 4},
     _RIVAL: {"kind": small.LSTM},
 }
 _TAUGHT = "conjunction, taught"
