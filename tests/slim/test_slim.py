@@ -68,7 +68,8 @@ def bert() -> BertForSequenceClassification:
 def bart() -> BartForSequenceClassification:
     config = BartConfig(
         d_model=32, encoder_layers=4, decoder_layers=3, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=65, max_position_embeddings=64, num_labels=2, dropout=0.0,
+        encoder_ffn_dim=64, decoder_ffn_dim=64, vocab_size=65, max_position_embeddings=64, dropout=0.0,
+        id2label={0: "bad", 1: "good"}, label2id={"bad": 0, "good": 1},  # transformers forgets two labels without names
         pad_token_id=0, bos_token_id=2, eos_token_id=3, decoder_start_token_id=3,
     )  # fmt: skip
     return BartForSequenceClassification(config)
