@@ -6,19 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding, series
 
 
 @pytest.fixture
 def there() -> None:
-    try:
-        for name in ("tinyshakespeare", "etth1", "ucr_uea"):
-            reproduce.data(name)
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("tinyshakespeare", "etth1", "ucr_uea")
 
 
 def test_the_experiment_ends_in_a_finding(there: None, tmp_path: Path) -> None:

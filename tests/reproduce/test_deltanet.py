@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding, deltanet, recall
 
 
 def test_the_experiment_ends_in_a_finding(tmp_path: Path) -> None:
-    try:
-        reproduce.data("tinyshakespeare")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("tinyshakespeare")
     made = reproduce.run("deltanet", budget_seconds=2)
     made.write(tmp_path)
     assert Finding.read("deltanet", tmp_path).slug == "deltanet" and len(made.seeds) == 2

@@ -6,18 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding
 from lightformers.reproduce.ebwm import area
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    try:
-        reproduce.data("tinyshakespeare")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("tinyshakespeare")
     made = reproduce.run("ebwm", budget_seconds=0.3)
     made.write(tmp_path)
     assert Finding.read("ebwm", tmp_path).slug == made.slug

@@ -6,17 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding, ecoformer
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    try:
-        reproduce.data("cifar10")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("cifar10")
     made = reproduce.run("ecoformer", budget_seconds=2)
     made.write(tmp_path)  # refuses NaN
     assert Finding.read("ecoformer", tmp_path).slug == "ecoformer"

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding
 from lightformers.reproduce.ftp import probe
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    try:
-        reproduce.data("ag_news")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("ag_news")
     made = reproduce.run("ftp", budget_seconds=0.3)
     made.write(tmp_path)
     assert Finding.read("ftp", tmp_path).slug == made.slug

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding
 from lightformers.reproduce.hierarchical_autoregressive import noisy
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    try:
-        reproduce.data("wikitext2_small"), reproduce.data("multi30k_en_de")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("wikitext2_small", "multi30k_en_de")
     made = reproduce.run("hierarchical-autoregressive", budget_seconds=0.3)
     made.write(tmp_path)
     assert Finding.read("hierarchical-autoregressive", tmp_path).slug == made.slug

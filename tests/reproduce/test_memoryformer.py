@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    try:
-        reproduce.data("tinyshakespeare")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("tinyshakespeare")
     made = reproduce.run("memoryformer", budget_seconds=2)
     made.write(tmp_path)  # refuses NaN
     assert Finding.read("memoryformer", tmp_path).slug == "memoryformer"

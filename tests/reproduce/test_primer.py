@@ -5,17 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.reproduce import Finding, primer
 
 
 def test_the_experiment_ends_in_a_finding(tmp_path: Path) -> None:
-    try:
-        reproduce.data("tinyshakespeare")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("tinyshakespeare")
     made = reproduce.run("primer", budget_seconds=2)
     made.write(tmp_path)
     assert Finding.read("primer", tmp_path).slug == "primer" and len(made.seeds) == 2

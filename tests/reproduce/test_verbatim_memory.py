@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from data_sets import needs
 from torch import nn
 
 from lightformers import reproduce
-from lightformers.errors import DataError, UserError
+from lightformers.errors import UserError
 from lightformers.reproduce import Finding, plots, small
 from lightformers.reproduce import verbatim_memory as study
 from lightformers.tasks import noun_lists
@@ -128,10 +129,7 @@ def test_arms_have_equal_parameters() -> None:
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
-    try:
-        reproduce.data("wikitext2_small")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("wikitext2_small")
     text = study.Text.of()
     assert text.vocabulary == study.WORDS and (np.bincount(text.train)[list(map(text.number.get, noun_lists.NOUNS))] > 20).all()  # fmt: skip
     made = reproduce.run("verbatim-memory", budget_seconds=2)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.errors import DataError
 from lightformers.models.matching import parameters
 from lightformers.reproduce import Finding, wide_attention
 from lightformers.reproduce.wide_attention import Arm
@@ -17,10 +17,7 @@ LISTS = {"listops": listops(0, 20, 10, low=9, high=65, depth=3)}
 
 
 def test_a_tiny_budget(tmp_path: Path) -> None:
-    try:
-        reproduce.data("trec")
-    except DataError as missing:
-        pytest.skip(str(missing))
+    needs("trec")
     made = reproduce.run("wide-attention", budget_seconds=2)
     made.write(tmp_path)
     assert Finding.read("wide-attention", tmp_path).verdict == made.verdict
