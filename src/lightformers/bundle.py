@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import DataError, ModelError
+from lightformers.processors import Processor
 
 Example = Mapping[str, Any]
 Encoded = dict[str, Any]
@@ -123,9 +124,13 @@ class Bundle:
             raise ModelError(
                 "this bundle has no processor: give Bundle(processor=...) a tokenizer or image processor"
             )
-        inputs = self._images(examples) if "image" in examples[0] else self._texts(examples)
+        fields = _INPUT_FIELDS
+        if isinstance(self.processor, Processor):
+            inputs, fields = self.processor.encode_examples(examples), self.processor.inputs
+        else:
+            inputs = self._images(examples) if "image" in examples[0] else self._texts(examples)
         for encoded, example in zip(inputs, examples):
-            encoded.update({k: v for k, v in example.items() if k not in _INPUT_FIELDS})
+            encoded.update({k: v for k, v in example.items() if k not in fields})
         return inputs
 
     def _texts(self, examples: Sequence[Example]) -> list[Encoded]:
@@ -153,7 +158,7 @@ class Bundle:
         return [{"pixel_values": p} for p in pixels]
 
     def length(self, encoded: Encoded) -> int:
-        """Tokens of one encoded example (1 for images: they all cost the same)."""
+        """Tokens of one encoded example (1 for images, series and rows: they all cost the same)."""
         return len(encoded["input_ids"]) if "input_ids" in encoded else 1
 
     def pad(self, encoded: Sequence[Encoded], multiple: int = 1) -> Batch:
@@ -161,6 +166,9 @@ class Bundle:
         targets: dict[str, Any] = {"examples": list(encoded)}
         if all("label" in e for e in encoded):
             targets["label"] = torch.tensor([e["label"] for e in encoded])
+        if isinstance(self.processor, Processor):
+            inputs, found = self.processor.pad_encoded(encoded)
+            return Batch(inputs, {**targets, **found})
         if "pixel_values" in encoded[0]:
             pixels = torch.from_numpy(np.stack([e["pixel_values"] for e in encoded]))
             return Batch({"pixel_values": pixels}, targets)

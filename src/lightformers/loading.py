@@ -11,7 +11,8 @@ from torch import nn
 
 from lightformers.bundle import Bundle, Pooling
 from lightformers.errors import MissingExtra, ModelError
-from lightformers.models.registry import model_class, register
+from lightformers.models.registry import FORECASTERS, TABULAR, model_class, register
+from lightformers.processors import read as read_processor
 from lightformers.telemetry import quiet, silence
 
 #: task -> (transformers Auto class, endings of class names that carry such a head)
@@ -22,6 +23,9 @@ HEADS: dict[str, tuple[str, tuple[str, ...]]] = {
     "causal-lm": ("AutoModelForCausalLM", ("ForCausalLM", "LMHeadModel", "Decoder")),
     "masked-lm": ("AutoModelForMaskedLM", ("ForMaskedLM",)),
     "image-classification": ("AutoModelForImageClassification", ("ForImageClassification",)),
+    "forecasting": ("AutoModelForTimeSeriesPrediction", ("ForPrediction", *FORECASTERS)),
+    "tabular-regression": ("AutoModel", TABULAR),
+    "tabular-classification": ("AutoModel", TABULAR),
 }
 _POOLING_MODES = {
     "pooling_mode_mean_tokens": "mean",
@@ -78,7 +82,7 @@ def _check_head(class_name: str, task: str | None) -> None:
 
 
 def head_of(class_name: str) -> str | None:
-    """The task that a transformers class name stands for, or None."""
+    """The task that a model's class name stands for, or None."""
     for task, (_, endings) in reversed(HEADS.items()):
         if class_name.endswith(endings):
             return None if task == "embedding" else task
@@ -161,7 +165,7 @@ def _model(
         raise ModelError(
             f"weights are missing or of the wrong shape in {folder}: {', '.join(what[:5])} ({len(what)} in all)"
         )
-    return model, task or head_of(type(model).__name__)
+    return model, task or getattr(config, "task", None) or head_of(type(model).__name__)
 
 
 def _check_weights(model: nn.Module) -> None:
@@ -171,6 +175,10 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _processor(folder: Path, task: str | None, config: Any) -> Any:
+    if (own := read_processor(folder)) is not None:
+        return own
+    if task == "forecasting":
+        return None  # a model of transformers' own: the task makes one from its training rows
     from transformers import AutoImageProcessor, AutoTokenizer
 
     image = (folder / "preprocessor_config.json").is_file() and not (

@@ -3,32 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from lightformers.errors import UserError
+from lightformers.models import forecasting, tabular
 from lightformers.models.language import patterns
 from lightformers.models.patterns import stack
+from lightformers.models.preset import Preset
 
-DECODER = "lightformers.models.language.decoder:Decoder"
 _FLEXIBERT = "lightformers.models.language.flexibert"
 CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassification"
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A row: the model ("module:Class"), the fields of its configuration, and the published number of parameters.
-
-    fields: also "module:TABLE:key", a configuration that stands elsewhere. config: "module:Class" of the configuration;
-    "": the model's `config_class`. source: paper or release.
-    """
-
-    fields: Mapping[str, Any] | str
-    parameters: int
-    model: str = DECODER
-    config: str = ""
-    source: str = ""
 
 
 def _gpt2(width: int, depth: int, heads: int) -> dict[str, Any]:
@@ -231,6 +215,9 @@ PRESETS: dict[str, Preset] = {
         source="arXiv 2306.01128, counted from its sizes",
     ),
 }
+
+
+PRESETS |= forecasting.PRESETS | tabular.PRESETS
 
 
 def create_model(name: str, **overrides: Any) -> Any:

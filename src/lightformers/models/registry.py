@@ -15,9 +15,13 @@ MODELS: dict[str, str] = {
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
 }
+#: Those that forecast, and those of table rows: their class names say what they are for.
+FORECASTERS: tuple[str, ...] = ()
+TABULAR: tuple[str, ...] = ()
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
-    "AutoModel": ("Encoder",),
+    "AutoModel": ("Encoder", *TABULAR),
+    "AutoModelForTimeSeriesPrediction": FORECASTERS,
     "AutoModelForCausalLM": ("Decoder",),
     "AutoModelForSequenceClassification": ("EncoderForSequenceClassification",),
 }

@@ -12,25 +12,31 @@ from torch import Tensor, nn
 
 from lightformers.bundle import Batch, Bundle, Example
 from lightformers.errors import ModelError
+from lightformers.processors import Processor
 
 #: Outputs that tasks read. A model that has one of them is run for it alone.
-WANTED = ("embedding", "logits")
+WANTED = ("embedding", "logits", "prediction")
+#: What transformers calls them elsewhere.
+_ALIASES = {"prediction_outputs": "prediction"}
 
 
 def named(outputs: Any) -> dict[str, Tensor]:
-    """The tensors of a model's outputs by name; only "embedding" or "logits" where there is one."""
+    """The tensors of a model's outputs by name; only "embedding", "logits" or "prediction" where there is one."""
     if isinstance(outputs, Tensor):
         return {"logits": outputs}
     if not isinstance(outputs, Mapping):
         raise ModelError(
-            f"the model returned {type(outputs).__name__}; runners need a mapping with a field 'logits' or 'embedding'"
+            f"the model returned {type(outputs).__name__}; runners need a mapping with a field 'logits', 'embedding' or 'prediction'"
         )
+    outputs = {_ALIASES.get(k, k): v for k, v in outputs.items()}
     for name in WANTED:
         if isinstance(outputs.get(name), Tensor):
             return {name: outputs[name]}
     tensors = {k: v for k, v in outputs.items() if isinstance(v, Tensor)}
     if not tensors:
-        raise ModelError("the model returned no tensor by name; runners need 'logits' or 'embedding'")
+        raise ModelError(
+            "the model returned no tensor by name; runners need 'logits', 'embedding' or 'prediction'"
+        )
     return tensors
 
 
@@ -57,6 +63,8 @@ def example_batch(bundle: Bundle, examples: Sequence[Example] | None = None) -> 
     """Two examples of unequal length to trace a graph with: the caller's, or made up where there are none."""
     if examples:
         return bundle.collate(list(examples[:2]) if len(examples) > 1 else [examples[0]] * 2)
+    if isinstance(bundle.processor, Processor):
+        return bundle.collate(bundle.processor.samples(2))
     if _takes_images(bundle):
         return bundle.collate([{"image": np.zeros((64, 64, 3), dtype=np.uint8)}] * 2)
     return bundle.collate([{"text": "one two three four five six"}, {"text": "seven eight"}])

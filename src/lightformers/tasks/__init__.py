@@ -19,6 +19,9 @@ _PUBLIC = {
     "CausalLM": "causal_lm",
     "MaskedLM": "masked_lm",
     "ImageClassification": "image_classification",
+    "Forecasting": "forecasting",
+    "TabularClassification": "tabular",
+    "TabularRegression": "tabular",
     "python_docs": None,
 }
 __all__ = sorted(_PUBLIC)

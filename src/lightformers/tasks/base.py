@@ -24,6 +24,9 @@ _CLASSES = {
     "causal-lm": ("causal_lm", "CausalLM"),
     "masked-lm": ("masked_lm", "MaskedLM"),
     "image-classification": ("image_classification", "ImageClassification"),
+    "forecasting": ("forecasting", "Forecasting"),
+    "tabular-classification": ("tabular", "TabularClassification"),
+    "tabular-regression": ("tabular", "TabularRegression"),
 }
 NAMES = tuple(_CLASSES)
 

@@ -1,0 +1,25 @@
+"""Forecasters: `model(past_values=...) -> Forecast`, (batch, length, channels) -> (batch, horizon, channels).
+
+Every model is a transformers `PreTrainedModel` whose `forward` takes, by name,
+
+past_values (batch, context_length, channels): the series, oldest first. A model that treats channels alike takes any number.
+past_observed_mask (batch, context_length, channels): true where a value was seen; None where all were. What stands at other
+    places never changes a forecast.
+past_time_features (batch, context_length, marks), future_time_features (batch, horizon, marks): the calendar as numbers in
+    [-0.5, 0.5], for models that read it.
+future_values (batch, horizon, channels): read at channels alone whose future is known (prices, holidays), which the
+    configuration names as `known_channels`; a model that reads none ignores it.
+frequency (batch,) whole numbers: the rate of sampling, a row of `processors.series.FREQUENCIES`; 0 where unknown.
+
+and gives back a `Forecast`. The configuration has `context_length`, `prediction_length`, and `num_input_channels` (None: any).
+Another length than context_length is refused with a UserError, NaN at observed places too; the scale of a window is the
+model's own business (`parts.series.Window`). A model whose training loss is not the error of `prediction` offers
+`training_loss(inputs, future_values, future_observed_mask) -> scalar`; `train.forecasting` asks for it.
+"""
+
+from __future__ import annotations
+
+from lightformers.models.preset import Preset
+
+#: Names for `lightformers.create_model`. Prefixed with the paper: "tsmixer-etth1-96".
+PRESETS: dict[str, Preset] = {}
