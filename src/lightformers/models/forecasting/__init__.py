@@ -22,4 +22,11 @@ from __future__ import annotations
 from lightformers.models.preset import Preset
 
 #: Names for `lightformers.create_model`. Prefixed with the paper: "tsmixer-etth1-96".
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    "tempo-gpt2-96": Preset(
+        {},
+        94_326_530,
+        "lightformers.models.forecasting.tempo:Tempo",
+        source="arXiv 2310.04948, counted from its sizes: six layers of GPT-2, 81,912,576, and what is trained beside them",
+    ),
+}
