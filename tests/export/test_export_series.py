@@ -155,6 +155,9 @@ def test_what_a_graph_is_traced_with_and_how_it_is_used(tmp_path) -> None:
     huggingface.save(bundle, tmp_path)
     (snippet,) = card.snippets(bundle, tmp_path, str(tmp_path))
     room: dict = {"values": _series()[:24]}
-    exec(snippet["code"], room)
+    with torch.no_grad():
+        exec(snippet["code"], room)
+    assert room["forecast"].shape == (1, 6, 3) and abs(room["forecast"].mean() - 6) < 3
     assert room["outputs"].prediction_outputs.shape == (1, 6, 3)
-    assert "pipeline_tag: time-series-forecasting" in card.write(bundle, tmp_path).read_text()
+    said = card.write(bundle, tmp_path).read_text()
+    assert "pipeline_tag: time-series-forecasting" in said and f"{bundle.parameters:,} parameters" in said

@@ -12,6 +12,7 @@ from lightformers.bundle import Bundle
 from lightformers.export.graph import DEPLOY_FILE, output_name
 from lightformers.files import read_json, write_text
 from lightformers.manifest import FILE as MANIFEST
+from lightformers.models.registry import MODELS
 from lightformers.processors import Processor
 
 PIPELINES = {
@@ -64,8 +65,8 @@ def write(
         tags=[name for name in ("openvino", "onnx") if (folder / name / DEPLOY_FILE).is_file()],
         version=__version__,
         created=str(report.get("created", ""))[:10],
-        parameters=bundle.parameters,
-        before=bundle.history[0]["size_before"] if bundle.history else None,
+        parameters=_count(bundle.parameters),
+        before=_count(bundle.history[0]["size_before"]) if bundle.history else None,
         sentence=(report.get("verdict") or {}).get("sentence", ""),
         steps=steps,
         deploy=str(bundle.deploy) if bundle.deploy else "",
@@ -76,6 +77,10 @@ def write(
         limits=_limits(bundle, folder, report),
     )
     return write_text(folder / "README.md", text)
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e6:.1f} million" if parameters >= 1e5 else f"{parameters:,}"
 
 
 def _short(value: Any) -> str:
@@ -117,7 +122,7 @@ def _row(row: Mapping[str, Any]) -> dict[str, str]:
         "ratio": interval(row.get("ratio")),
         "throughput": number("throughput", "{:.0f}"),
         "latency": number("latency_ms", "{:.1f}"),
-        "size": number("size_bytes", "{:.1f}", 1e-6),
+        "size": number("size_bytes", "{:.1f}" if row.get("size_bytes", 0) >= 1e6 else "{:.2g}", 1e-6),
     }
 
 
@@ -143,14 +148,13 @@ def snippets(bundle: Bundle, folder: Path, where: str | None = None) -> list[dic
         out.append({"title": "sentence-transformers", "code": code})
     elif isinstance(bundle.processor, Processor):
         code = (
-            f'import lightformers as lf\n\nbundle = lf.load("{where}")\nexample = {_EXAMPLES.get(bundle.task or "", "{}")}\n'
-            "outputs = bundle.module()(**bundle.collate([example]).inputs)  # of the model: "
-            + (
-                "standardised as processor_config.json says"
-                if bundle.task == "forecasting"
-                else "a mapping by name"
-            )
+            f'import lightformers as lf\n\nbundle = lf.load("{where}")\n'
+            f"example = {_EXAMPLES.get(bundle.task or '', '{}')}\n"
+            "outputs = bundle.module()(**bundle.collate([example]).inputs)"
         )
+        if bundle.task == "forecasting":
+            field = "prediction" if type(bundle.model).__name__ in MODELS else "prediction_outputs"
+            code += f"\nforecast = bundle.processor.restore(outputs.{field}.detach().numpy())"
         out.append({"title": "lightformers", "code": code})
     else:
         auto, image = _AUTO.get(bundle.task or "", "AutoModel"), bundle.task == "image-classification"

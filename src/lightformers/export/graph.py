@@ -33,9 +33,9 @@ class Exported:
 
 def sample(bundle: Bundle, calibration: Sequence[Example] | None) -> dict[str, Tensor]:
     """Inputs to trace with: at least two examples of at least two tokens, so that no axis looks constant."""
-    examples = list(calibration or ())[:4]
+    examples: list[Example] = list(calibration or ())[:4]
     if not examples and isinstance(bundle.processor, Processor):
-        examples = bundle.processor.samples(2)
+        examples = list(bundle.processor.samples(2))
     elif not examples:
         if "pixel_values" in str(getattr(bundle.model, "main_input_name", "")):
             import numpy as np

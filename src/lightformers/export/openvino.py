@@ -21,6 +21,7 @@ from lightformers.export.graph import (
     write_deploy,
 )
 from lightformers.files import replacing
+from lightformers.processors import Processor
 from lightformers.runners import openvino_runner
 from lightformers.runners.unfold import without_unfold
 from lightformers.steps import Deploy
@@ -106,6 +107,7 @@ def save(
             how += f" + nncf {nncf.__version__}"
         with quiet():
             avoid = sorted(openvino_runner.awkward_lengths(openvino.Core().read_model(str(new / FILE))))
+            avoid = [] if isinstance(bundle.processor, Processor) else avoid  # series and rows are not padded
         write_deploy(new, bundle, deploy, settings, how, list(inputs), avoid)
         size = size_of(new)
     return Exported(target, size, how, note, settings)

@@ -132,7 +132,8 @@ def _forms(folder: Path, probes: Sequence[Example]) -> list[tuple[str, str]]:
 def _write_probes(bundle: Bundle, probes: Sequence[Example], folder: Path, batch_size: int) -> Path:
     """What the other process is given: texts and images as they are; of what only our processors read, batches of arrays."""
     if isinstance(bundle.processor, Processor):
-        sizes, held_arrays = [], {}
+        sizes: list[int] = []
+        held_arrays: dict[str, np.ndarray] = {}
         for start in range(0, len(probes), batch_size):
             part = list(probes[start : start + batch_size])
             for name, tensor in bundle.collate(part).inputs.items():

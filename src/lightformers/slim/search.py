@@ -175,8 +175,8 @@ def recoveries(
     near = plan.recoverable(known, training / batch, session.floor, session.settings.use_labels)
     cheaper = [p for p in known if p["cost"] < 0.95 * whole]
     worth = [p for p in cheaper if p in near] or sorted(cheaper, key=lambda p: p["distance"])[:1]
-    if training > 0 and worth:  # tokenizing is nobody's training time
-        session.progress.trying("tokenizing what recovery learns from")
+    if training > 0 and worth:  # preparing is nobody's training time
+        session.progress.trying("preparing what recovery learns from")
         common.feed(
             session.bundle,
             session.task,

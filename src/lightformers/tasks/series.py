@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lightformers.errors import DataError
+from lightformers.tasks import cells as cells_of
 from lightformers.tasks import data, stamps
 from lightformers.tasks.data import Rows
 from lightformers.tasks.stamps import Stamps
@@ -21,7 +22,6 @@ _STAMPS = ("date", "datetime", "timestamp", "time", "ds", "day", "month", "year"
 #: Columns that number the rows, if they do.
 _NUMBERS = ("", "no", "index", "id", "row", "unnamed: 0")
 _PARTS = ("year", "month", "day", "hour", "minute", "second")
-_NOTHING = frozenset({"", "na", "n/a", "nan", "null", "none", "?", "-"})
 _SHOWN = 6
 
 
@@ -146,7 +146,7 @@ def of_rows(
     texts: list[str] = []
     for column in wanted:
         cells = rows.column(column, "target")
-        numbers = _numbers(cells)
+        numbers = cells_of.numbers(cells)
         if isinstance(numbers, int):
             if columns or column in needed:
                 raise DataError(
@@ -154,7 +154,12 @@ def of_rows(
                     "used as an input holds numbers (with a decimal point), or nothing"
                 )
             texts.append(column)
-        elif not columns and column not in needed and column.lower().strip() in _NUMBERS and _counts(numbers):
+        elif (
+            not columns
+            and column not in needed
+            and column.lower().strip() in _NUMBERS
+            and cells_of.counts(numbers)
+        ):
             notes.append(f"the column {column!r} numbers the rows and was left out")
         else:
             found[column] = numbers
@@ -186,8 +191,8 @@ def _header(rows: Rows) -> None:
         )
     if (
         names
-        and not isinstance(_numbers(names), int)
-        and not any(n.strip().lower() in _NOTHING for n in names)
+        and not isinstance(cells_of.numbers(names), int)
+        and not any(n.strip().lower() in cells_of.NOTHING for n in names)
     ):
         raise DataError(
             f"{rows.source} has no line of column names ({', '.join(names[:_SHOWN])}): put one first"
@@ -245,9 +250,13 @@ def _stamps(rows: Rows, timestamp: str | None) -> tuple[str, Stamps | None, set[
         cells = rows.column(column)
         if any(data.missing(c) for c in cells):
             continue
-        if column not in named and not isinstance(_numbers(cells[:20]), int):
+        if column not in named and not isinstance(cells_of.numbers(cells[:20]), int):
             continue  # numbers are values unless the name says otherwise
-        if column in named and not isinstance(_numbers(cells[:20]), int) and _counts(_floats(cells)):
+        if (
+            column in named
+            and not isinstance(cells_of.numbers(cells[:20]), int)
+            and cells_of.counts(cells_of.floats(cells))
+        ):
             continue
         when = stamps.parse(cells[:20])
         if when is not None and (when := stamps.parse(cells)) is not None:
@@ -257,7 +266,7 @@ def _stamps(rows: Rows, timestamp: str | None) -> tuple[str, Stamps | None, set[
 
 def _joined(rows: Rows, parts: Sequence[str]) -> Stamps | None:
     """Stamps of columns year, month, day, hour, ..."""
-    read = [_numbers(rows.column(p)) for p in parts]
+    read = [cells_of.numbers(rows.column(p)) for p in parts]
     numbers = [n for n in read if not isinstance(n, int) and np.isfinite(n).all()]
     if len(numbers) < len(parts):
         return None
@@ -270,36 +279,3 @@ def _joined(rows: Rows, parts: Sequence[str]) -> Stamps | None:
             first = 1 if size == 86400 else 0
             when = when + ((values - first) * size).astype("timedelta64[s]")
     return when
-
-
-def _numbers(cells: Sequence[Any]) -> NDArray[np.float64] | int:
-    """float64 with NaN for what is missing, or the place of the first cell that is no number."""
-    out = np.empty(len(cells))
-    for i, cell in enumerate(cells):
-        if isinstance(cell, str):
-            text = cell.strip()
-            if text.lower() in _NOTHING:
-                out[i] = np.nan
-                continue
-            try:
-                out[i] = float(text)
-            except ValueError:
-                return i
-        elif cell is None:
-            out[i] = np.nan
-        else:
-            try:
-                out[i] = float(cell)
-            except (TypeError, ValueError):
-                return i
-    return out
-
-
-def _floats(cells: Sequence[Any]) -> NDArray[np.float64]:
-    found = _numbers(cells)
-    return np.empty(0) if isinstance(found, int) else found
-
-
-def _counts(numbers: NDArray[np.float64]) -> bool:
-    """Whether they are 0, 1, 2, ... or 1, 2, 3, ..."""
-    return len(numbers) > 1 and bool(numbers[0] in (0.0, 1.0)) and bool((np.diff(numbers) == 1).all())
