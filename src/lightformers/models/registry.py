@@ -14,9 +14,12 @@ MODELS: dict[str, str] = {
     "Decoder": "lightformers.models.language.decoder",
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
+    "TSMixer": "lightformers.models.forecasting.tsmixer",
+    "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
+    "TinyTimeMixer": "lightformers.models.forecasting.ttm",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ()
+FORECASTERS: tuple[str, ...] = ("TSMixer", "TinyTimeMixer")
 TABULAR: tuple[str, ...] = ()
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
