@@ -14,12 +14,15 @@ MODELS: dict[str, str] = {
     "Decoder": "lightformers.models.language.decoder",
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
+    "GPHT": "lightformers.models.forecasting.gpht",
+    "ITransformer": "lightformers.models.forecasting.itransformer",
     "TSMixer": "lightformers.models.forecasting.tsmixer",
     "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
+    "Tempo": "lightformers.models.forecasting.tempo",
     "TinyTimeMixer": "lightformers.models.forecasting.ttm",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ("TSMixer", "TinyTimeMixer")
+FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "TSMixer", "Tempo", "TinyTimeMixer")
 TABULAR: tuple[str, ...] = ()
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {

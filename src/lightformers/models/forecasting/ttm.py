@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, initialization
+from transformers import PreTrainedModel
 
 from lightformers.errors import UserError
 from lightformers.kernels.dropout import dropout
+from lightformers.models.forecasting.initial import as_torch_starts
 from lightformers.models.forecasting.output import Forecast
 from lightformers.models.forecasting.tsmixer import scaled, squared_error
 from lightformers.models.forecasting.ttm_config import LEAST, TinyTimeMixerConfig
 from lightformers.models.registry import register
-from lightformers.parts.patch_mixer import LeftLinear, MixerBlock, coarser, finer, per_channel
+from lightformers.parts.patch_mixer import MixerBlock, coarser, finer, per_channel
 from lightformers.parts.reconciliation import ChannelReconciliation
 from lightformers.parts.series import patches
 
@@ -120,23 +120,9 @@ class TinyTimeMixer(PreTrainedModel):
         self._without_values = self.head.weight.is_meta
         self.post_init()
 
-    @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """As torch's constructors leave them, for what a checkpoint does not hold."""
-        if not self._without_values:
-            return
-        if isinstance(module, (nn.Linear, LeftLinear)):
-            bound = 1 / math.sqrt(module.in_features)
-            initialization.uniform_(module.weight, -bound, bound)
-            initialization.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Embedding):
-            initialization.normal_(module.weight)
-        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
-            initialization.ones_(module.weight)
-            initialization.zeros_(module.bias)
-            if isinstance(module, nn.BatchNorm1d):
-                initialization.zeros_(module.running_mean)
-                initialization.ones_(module.running_var)
+        if self._without_values:
+            as_torch_starts(module)
 
     def forward(
         self,
