@@ -35,4 +35,10 @@ PRESETS: dict[str, Preset] = {
         )
     },
     "gpht": Preset({}, 37_977_280, "lightformers.models.forecasting.gpht:GPHT", source="arXiv 2402.16516, counted"),
+    "tempo-gpt2-96": Preset(
+        {},
+        94_326_530,
+        "lightformers.models.forecasting.tempo:Tempo",
+        source="arXiv 2310.04948, counted from its sizes: six layers of GPT-2, 81,912,576, and what is trained beside them",
+    ),
 }  # fmt: skip
