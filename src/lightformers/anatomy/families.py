@@ -231,6 +231,10 @@ _OWN = StackRow(
     norms=("mixer_norm", "ffn_norm"), words=("embedding",), positions=("positions",), final_norm=("norm",),
     plain={"mixer": ("Attention",), "ffn": ("MLP", "SwiGLU")}, rows="layers", depth="", heads="", ffn="",
 )  # fmt: skip
+_UNITABE = replace(
+    _OWN, name="encoder", words=("unit.words",), positions=(), final_norm=(), plain={}, rows="",
+    depth="num_hidden_layers", heads="num_attention_heads", head_dim="head_dim", ffn="intermediate_size",
+)  # fmt: skip
 
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
 _SEQ2SEQ = _no_width("encoder and decoder share one hidden size; only one-stack models are cut in width")
@@ -287,6 +291,9 @@ FAMILIES: tuple[Family, ...] = (
            refused=_no_width("each of its layers names sizes of its own")),
     Family("encoder", ("lightformers-encoder",), (replace(_OWN, name="encoder"),), native=frozenset(CUTS) - {"width"},
            refused=_no_width("each of its layers names sizes of its own")),
+    Family("unitabe", ("lightformers-unitabe",), (_UNITABE,), native=frozenset({"blocks", "heads", "channels"}),
+           refused=_no_width("the decoder of its prompts has the width of the encoder")
+           | {"vocabulary": "the config names tokens of prompts and classes by number"}),
 )  # fmt: skip
 
 
