@@ -38,9 +38,9 @@ ASKS: dict[str, dict[str, Any]] = {
         "prompt_ids": PROCESSOR.prompt("classification"),
         "label_ids": PROCESSOR.labels(3),
     },
-    "scalar": {"task": NUMBERS, "prompt_ids": PROCESSOR.prompt("regression"), "target_mean": 2.0},
+    "scalar": {"task": NUMBERS, "prompt_ids": PROCESSOR.prompt("regression")},
     "digits": {
-        "task": NUMBERS, "prompt_ids": PROCESSOR.prompt("regression"), "head": "digits", "answer_tokens": 5, "target_mean": 7.0,
+        "task": NUMBERS, "prompt_ids": PROCESSOR.prompt("regression"), "head": "digits", "answer_tokens": 5, "otherwise": 7.0,
         "numeral_ids": [PROCESSOR.token(c) for c in "0123456789.-"],
     },
 }  # fmt: skip
@@ -85,13 +85,13 @@ def alone(model: UniTabE, row: dict[str, Any]) -> Tensor:
     x = model.enter(torch.stack([model.first, *columns, *values]))[None]
     for layer in model.layers:
         theirs = nn.TransformerEncoderLayer(24, 4, 20, 0.0, batch_first=True).double().eval()
-        ours = layer.mixer
+        ours = layer.attention
         with torch.no_grad():
             for kind in ("weight", "bias"):
                 fused = torch.cat([getattr(m, kind) for m in (ours.query, ours.key, ours.value)])
                 getattr(theirs.self_attn, f"in_proj_{kind}").copy_(fused)
-        for mine, own in ((theirs.self_attn.out_proj, ours.out), (theirs.linear1, layer.ffn.up),
-                          (theirs.linear2, layer.ffn.down), (theirs.norm1, layer.mixer_norm), (theirs.norm2, layer.ffn_norm)):  # fmt: skip
+        for mine, own in ((theirs.self_attn.out_proj, ours.out), (theirs.linear1, layer.up),
+                          (theirs.linear2, layer.down), (theirs.norm1, layer.attention_norm), (theirs.norm2, layer.ffn_norm)):  # fmt: skip
             mine.load_state_dict(own.state_dict())
         x = theirs(x)
     return x

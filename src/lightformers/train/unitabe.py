@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lightformers.bundle import Batch, Bundle
-from lightformers.errors import DataError, UserError
+from lightformers.bundle import Batch, Bundle, load
+from lightformers.errors import DataError, ModelError, UserError
 from lightformers.models.tabular.unitabe import CLASSES, HEADS, NUMBERS, PRETRAINED, UniTabE, UniTabEConfig
 from lightformers.processors import word_pieces
 from lightformers.processors.schema import Row, Schema
@@ -43,12 +44,13 @@ def pretrain(
     steps: int | None = None,
     batch: int = 32,
     lr: float = 1e-3,
+    device: str = "cpu",
     tokenizer: Any = None,
     vocabulary: int = 2048,
     labels: int = 32,
     weights: Mapping[str, float] | None = None,
+    sizes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    **sizes: Any,
 ) -> Bundle:
     """A model that has seen these tables, to `learn` another one from, or to `fill` them.
 
@@ -59,15 +61,13 @@ def pretrain(
     """
     if not tables or not all(len(rows) for rows in tables):
         raise DataError("pre-training needs tables, each with rows")
-    length = {k: sizes["max_cell_tokens"] for k in ("max_cell_tokens",) if k in sizes}
-    fields = {"max_tokens": length["max_cell_tokens"]} if length else {}
-    processor = UniTabEProcessor.learn(tables, vocabulary if tokenizer is None else 0, labels, **fields)
+    processor = UniTabEProcessor.learn(tables, vocabulary if tokenizer is None else 0, labels)
     if tokenizer is not None:
         processor = dataclasses.replace(processor, vocabulary=word_pieces.of_tokenizer(tokenizer))
     corpus = Corpus(tables, processor, batch, seed, weights)
-    model = _fresh(processor, seed, task=PRETRAINED, **{**SMALL, **sizes})
+    model = _fresh(processor, seed, task=PRETRAINED, **{**SMALL, **(sizes or {})})
     settings = Settings(seconds=seconds, steps=steps, lr=lr, warmup=0.05, weight_decay=0.0, precision="fp32", dropout=True, seed=seed)  # fmt: skip
-    result = fit(model, corpus, objective, settings, progress)
+    result = fit(model, corpus, objective, settings, progress, None, device)
     note = {"step": "pretrain", "tables": len(tables), "steps": result.steps, "loss": result.loss}
     return Bundle(model.eval(), processor, PRETRAINED, history=[note])
 
@@ -80,30 +80,34 @@ def learn(
     *,
     seed: int = 0,
     seconds: float | None = 60.0,
-    start: Bundle | None = None,
+    weights: Bundle | str | Path | None = None,
     epochs: int = 30,
     batch: int = 32,
     lr: float = 1e-3,
     head: str = "scalar",
     focal: float = 0.0,
     held_out: float = 0.15,
+    device: str = "cpu",
+    sizes: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
-    **sizes: Any,
 ) -> Bundle:
     """A classifier (targets: whole numbers below `classes`) or a regressor (classes None, targets float) of rows.
 
-    start: a bundle of `pretrain`, left as it is; None: from scratch, with a vocabulary of this table and `sizes` as in
-    `pretrain`. epochs, seconds: whichever is spent first; the same seed gives the same model where time does not end it.
+    weights: a bundle of `pretrain`, left as it is, or its folder; None: from scratch, with a vocabulary of this table and
+    `sizes`, fields of `UniTabEConfig` instead of `SMALL`. epochs, seconds: whichever is spent first; the same seed gives the same model where time does not end it.
     head: of regression, see `UniTabEConfig`. The paper writes digits; a scalar is better by far at these sizes, so it is the
     default. focal: the gamma of the focal loss (arXiv 1708.02002). held_out: share of the rows (of `ENOUGH` or more)
     that chooses among `LOOKS` moments of training; 0: the last one. lr: the paper takes 1e-6 and batches of 8 for its
     92 million parameters. Raises UserError or DataError before anything is trained.
     """
     targets = np.asarray(targets)
-    _check(rows, targets, classes, head, held_out, sizes if start else {})
+    _check(rows, targets, classes, head, held_out, sizes if weights else {})
+    start = weights if weights is None or isinstance(weights, Bundle) else load(weights)
+    if start and not isinstance(start.model, UniTabE):
+        raise ModelError(f"weights are those of a UniTabE, not of a {type(start.model).__name__}")
     processor = start.processor if start else UniTabEProcessor.learn([rows], labels=max(classes or 0, 2))
     processor = processor.with_columns(schema)
-    model = _answering(processor, start, targets, classes, head, seed, sizes)
+    model = _answering(processor, start, targets, classes, head, seed, sizes or {})
     task = NUMBERS if classes is None else CLASSES
     bundle = Bundle(model, processor, task, history=list(start.history) if start else [])
     loss = Loss(model, processor, task, focal)
@@ -115,16 +119,16 @@ def learn(
     settings = Settings(seconds=seconds, steps=total, lr=lr, warmup=0.05, weight_decay=0.0, precision="fp32", dropout=True, seed=seed)  # fmt: skip
     held = bundle.encode(examples[:kept])
     best, state, stopped = np.inf, None, 1.0
-    weights: dict[str, Tensor] | None = None
+    kept_weights: dict[str, Tensor] | None = None
     for look in range(1, LOOKS + 1) if kept else (LOOKS,):
         part = dataclasses.replace(settings, until=look / LOOKS)
-        state = fit(model, feed, loss, part, progress, state).state
+        state = fit(model, feed, loss, part, progress, state, device).state
         value = _mean_loss(bundle, loss, held) if kept else 0.0
         if value < best:
             best, stopped = value, look / LOOKS
-            weights = {k: v.clone() for k, v in model.state_dict().items()}
-    if weights:
-        model.load_state_dict(weights)
+            kept_weights = {k: v.clone() for k, v in model.state_dict().items()}
+    if kept_weights:
+        model.load_state_dict(kept_weights)
     bundle.history.append({"step": "learn", "rows": len(rows), "held out": kept, "stopped at": stopped})
     model.eval()
     return bundle
@@ -144,8 +148,8 @@ class Loss:
         if self.config.head == "digits":
             read, said = given([self.processor.number(float(x)) for x in label], self.processor)
             return recovery(module(**batch.inputs, answer_ids=read.to(label.device)).answers, said.to(label.device))  # fmt: skip
-        error = (module(**batch.inputs).prediction - label.float()) / self.config.target_deviation
-        return error.square().mean()
+        mean, deviation = self.config.target_units
+        return F.mse_loss(module(**batch.inputs).prediction.float(), ((label - mean) / deviation).float())
 
 
 def _check(
@@ -162,7 +166,7 @@ def _check(
     if not 0 <= held_out < 1:
         raise UserError(f"held_out is a share of the rows, not {held_out}")
     if sizes:
-        raise UserError(f"the pre-trained model has its sizes: {', '.join(sizes)} cannot be given with start")
+        raise UserError(f"the pre-trained model has its sizes: {', '.join(sizes)} cannot be given with weights")
 
 
 def _fresh(processor: UniTabEProcessor, seed: int, **fields: Any) -> UniTabE:
@@ -186,7 +190,8 @@ def _answering(
         asks: dict[str, Any] = {
             "task": NUMBERS, "head": head, "prompt_ids": processor.prompt(REGRESS), "answer_tokens": longest,
             "numeral_ids": [processor.token(c) for c in word_pieces.NUMERALS],
-            "target_mean": targets.mean(), "target_deviation": float(targets.std()) or 1.0,
+            "otherwise": targets.mean(),
+            "target_units": (targets.mean(), float(targets.std()) or 1.0) if head == "scalar" else (0.0, 1.0),
         }  # fmt: skip
     else:
         asks = {
@@ -208,4 +213,4 @@ def _answering(
 def _mean_loss(bundle: Bundle, loss: Loss, held: Sequence[Any], size: int = 256) -> float:
     model = bundle.model.eval()
     cuts = [held[i : i + size] for i in range(0, len(held), size)]
-    return sum(float(loss(model, bundle.pad(cut))) * len(cut) for cut in cuts) / len(held)
+    return sum(float(loss(model, bundle.pad(cut).to(model.device))) * len(cut) for cut in cuts) / len(held)

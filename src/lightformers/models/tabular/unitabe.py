@@ -15,8 +15,7 @@ from transformers.utils import ModelOutput
 from lightformers.errors import UserError
 from lightformers.models.language.layers import draw
 from lightformers.models.registry import register
-from lightformers.parts.ffn.plain import MLP
-from lightformers.parts.mixers.attention import Attention
+from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.parts.numerals import read
 from lightformers.parts.positions import eager
 from lightformers.parts.prompt_decoder import Memory, PromptDecoder
@@ -37,8 +36,8 @@ class UniTabEConfig(PretrainedConfig):
         label_ids, one per class), "tabular-regression". prompt_ids: the question that then stands for all rows.
     head: of regression. "scalar": a linear layer on what the decoder says first; "digits": the number is written out, in at
         most answer_tokens tokens, as in the paper. numeral_ids: the tokens of 0 to 9, point and minus.
-    target_mean, target_deviation: of the numbers that were learned: what "scalar" undoes, and what is said where
-        no digit was written.
+        otherwise: what is predicted where no digit was written.
+    target_units: (mean, deviation) that the prediction is standardised by; (0, 1): it is in the units of the data.
     """
 
     model_type = "lightformers-unitabe"
@@ -64,8 +63,8 @@ class UniTabEConfig(PretrainedConfig):
         head: Literal["scalar", "digits"] = "scalar",
         numeral_ids: Sequence[int] = (),
         answer_tokens: int = 16,
-        target_mean: float = 0.0,
-        target_deviation: float = 1.0,
+        otherwise: float = 0.0,
+        target_units: Sequence[float] = (0.0, 1.0),
         **options: Any,
     ) -> None:
         if task not in (PRETRAINED, CLASSES, NUMBERS):
@@ -92,7 +91,7 @@ class UniTabEConfig(PretrainedConfig):
             list(label_ids),
             list(numeral_ids),
         )
-        self.target_mean, self.target_deviation = float(target_mean), float(target_deviation)
+        self.otherwise, self.target_units = float(otherwise), list(map(float, target_units))
         if task == CLASSES and "id2label" not in options:
             options.setdefault("num_labels", len(self.label_ids))
         super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **options)  # fmt: skip
@@ -109,30 +108,16 @@ class Answer(ModelOutput):
     row: Tensor | None = None
 
 
-class RowLayer(nn.Module):
-    """A layer of the plain encoder, its norms behind the residuals. (batch, n, width) -> the same."""
-
-    def __init__(self, config: UniTabEConfig) -> None:
-        super().__init__()
-        width, self.dropout = config.hidden_size, config.dropout
-        self.mixer = Attention(
-            width, config.num_attention_heads, head_size=config.head_dim, rotary=False, bias=True, causal=False,
-            dropout=config.dropout,
-        )  # fmt: skip
-        self.ffn = MLP(width, config.intermediate_size, "relu", bias=True)
-        self.mixer_norm, self.ffn_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        for linear in (self.mixer.query, self.mixer.key, self.mixer.value):
-            nn.init.uniform_(linear.weight, -math.sqrt(1.5 / width), math.sqrt(1.5 / width))
-        for linear in (self.mixer.out, self.ffn.up, self.ffn.down):  # as torch starts its own encoder layer
-            linear.reset_parameters()
-        nn.init.zeros_(self.mixer.out.bias)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.mixer_norm(x + self._drop(self.mixer(x, mask)))
-        return self.ffn_norm(x + self._drop(self.ffn(x)))
-
-    def _drop(self, x: Tensor) -> Tensor:
-        return nn.functional.dropout(x, self.dropout, self.training)
+def _layer(config: UniTabEConfig) -> EncoderLayer:
+    layer = EncoderLayer(
+        config.hidden_size, config.num_attention_heads, config.intermediate_size, config.head_dim, "relu", config.dropout
+    )  # fmt: skip
+    limit = math.sqrt(1.5 / config.hidden_size)  # of q, k and v in one matrix, as in torch's own attention
+    for linear in (layer.attention.query, layer.attention.key, layer.attention.value):
+        nn.init.uniform_(linear.weight, -limit, limit)
+    for linear in (layer.attention.query, layer.attention.key, layer.attention.value, layer.attention.out):
+        nn.init.zeros_(linear.bias)
+    return layer
 
 
 class UniTabE(PreTrainedModel):
@@ -140,13 +125,13 @@ class UniTabE(PreTrainedModel):
 
     No position tells columns apart, so their order says nothing. Sizes, gates, norms, initialisation and the un-scaled
     attention of the prompt are those of the released code. What differs: q, k, v are layers of their own, started as the
-    fused one is; without `type_aware` there is no table of types (there, one that nothing reads); dropout inside the
-    feed-forward is left out; for regression there is a scalar head besides writing digits.
+    fused one is; without `type_aware` there is no table of types (there, one that nothing reads); for regression there is
+    a scalar head besides writing digits.
     """
 
     config_class = UniTabEConfig
     main_input_name = "input_ids"
-    _no_split_modules = ["RowLayer"]
+    _no_split_modules = ["EncoderLayer"]
     _supports_sdpa = True
 
     def __init__(self, config: UniTabEConfig) -> None:
@@ -157,7 +142,7 @@ class UniTabE(PreTrainedModel):
         )  # fmt: skip
         self.first = nn.Parameter(torch.empty(words).uniform_(-(words**-0.5), words**-0.5))
         self.enter = nn.Linear(words, width)
-        self.layers = nn.ModuleList(RowLayer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(_layer(config) for _ in range(config.num_hidden_layers))
         self.decoder = PromptDecoder(words, width, config.dropout)
         scalar = config.task == NUMBERS and config.head == "scalar"
         self.scalar = nn.Linear(words, 1) if scalar else None
@@ -241,12 +226,11 @@ class UniTabE(PreTrainedModel):
             labels = self.unit.words(torch.tensor(config.label_ids, device=y.device))
             return Answer(logits=y @ labels.T, row=states[:, 0])
         if self.scalar is not None:
-            scaled = self.scalar(self.decoder.step(self._begin(memory), memory)[0])[:, 0]
-            prediction = scaled * config.target_deviation + config.target_mean
-            return Answer(prediction=prediction, row=states[:, 0])
+            y, _ = self.decoder.step(self._begin(memory), memory)
+            return Answer(prediction=self.scalar(y)[:, 0], row=states[:, 0])
         allowed = torch.tensor([*config.numeral_ids, config.eos_token_id], device=types.device)
         said = self.say(memory, config.answer_tokens, allowed)
-        return Answer(prediction=read(said, config.numeral_ids, config.target_mean), row=states[:, 0])
+        return Answer(prediction=read(said, config.numeral_ids, config.otherwise), row=states[:, 0])
 
     def _prompt(self, like: Tensor) -> Tensor:
         if not self.config.prompt_ids:
