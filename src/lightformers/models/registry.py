@@ -20,10 +20,11 @@ MODELS: dict[str, str] = {
     "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
     "Tempo": "lightformers.models.forecasting.tempo",
     "TinyTimeMixer": "lightformers.models.forecasting.ttm",
+    "UniTabE": "lightformers.models.tabular.unitabe",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
 FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "TSMixer", "Tempo", "TinyTimeMixer")
-TABULAR: tuple[str, ...] = ()
+TABULAR: tuple[str, ...] = ("UniTabE",)
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),
