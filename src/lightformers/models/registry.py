@@ -14,9 +14,10 @@ MODELS: dict[str, str] = {
     "Decoder": "lightformers.models.language.decoder",
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
+    "LinearForecaster": "lightformers.models.forecasting.linear",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ()
+FORECASTERS: tuple[str, ...] = ("LinearForecaster",)
 TABULAR: tuple[str, ...] = ()
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {

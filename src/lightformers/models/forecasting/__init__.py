@@ -22,4 +22,11 @@ from __future__ import annotations
 from lightformers.models.preset import Preset
 
 #: Names for `lightformers.create_model`. Prefixed with the paper: "tsmixer-etth1-96".
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    "linear-etth1-96": Preset(
+        {},
+        64_704,
+        "lightformers.models.forecasting.linear:LinearForecaster",
+        source="DLinear, arXiv 2205.13504, counted from its sizes",
+    ),
+}
