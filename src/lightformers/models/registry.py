@@ -14,10 +14,13 @@ MODELS: dict[str, str] = {
     "Decoder": "lightformers.models.language.decoder",
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
+    "GPHT": "lightformers.models.forecasting.gpht",
     "LinearForecaster": "lightformers.models.forecasting.linear",
+    "ITransformer": "lightformers.models.forecasting.itransformer",
+    "Tempo": "lightformers.models.forecasting.tempo",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ("LinearForecaster",)
+FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "LinearForecaster", "Tempo")
 TABULAR: tuple[str, ...] = ()
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
