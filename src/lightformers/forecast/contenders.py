@@ -20,6 +20,8 @@ from lightformers.processors.series import SeriesProcessor
 from lightformers.tasks.forecasting import Forecasting
 
 Fields = dict[str, Any]
+#: The folder, in that of a run, where its model lies.
+MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,8 @@ _MODELS = "lightformers.models.forecasting"
 #: Name -> how it is made. The sizes are the papers' for ETTh1 where they say some; smaller where those need a GPU.
 FAMILIES: dict[str, Family] = {
     "linear": Family(
-        "Linear on trend and season", f"{_MODELS}.linear:LinearForecaster", _known,
-        {"epochs": 20, "patience": 4, "lr": 2e-3, "schedule": "cosine", "windows": 8192}, 0.3,
+        "Linear (trend, season)", f"{_MODELS}.linear:LinearForecaster", _known,
+        {"epochs": 10, "patience": 4, "lr": 3e-3, "schedule": "cosine", "windows": 8192}, 0.3,
     ),
     "itransformer": Family(
         "iTransformer", f"{_MODELS}.itransformer:ITransformer",
@@ -104,6 +106,26 @@ class Contender:
     make: Callable[[], Bundle] | None = None
 
 
+#: Updates of a training on few windows, and epochs at most for it.
+_UPDATES, _EPOCHS = 600, 100
+
+
+def paced(training: Mapping[str, Any], task: Forecasting) -> Fields:
+    """So many more epochs as few windows need; patience grows with them."""
+    found = {
+        "epochs": 10,
+        "patience": 3,
+        "batch": 32,
+        "lr": 1e-3,
+        "schedule": "cosine",
+        "windows": 8192,
+        **training,
+    }
+    updates = -(-min(len(task.splits["train"]), found["windows"]) // found["batch"])
+    epochs = max(found["epochs"], min(-(-_UPDATES // updates), _EPOCHS))
+    return {**found, "epochs": epochs, "patience": max(found["patience"], epochs // 5)}
+
+
 def contender(name: str, task: Forecasting, seed: int) -> Contender:
     """An untrained model by the name of a family or a preset. Raises UserError for unknown names."""
     family = FAMILIES.get(name)
@@ -117,7 +139,9 @@ def contender(name: str, task: Forecasting, seed: int) -> Contender:
         return _bundle(_of_family(family, task) if family else _of_preset(name, task), task)
 
     found = family or _kin(name)
-    return Contender(name, family.label if family else name, make(), found.training, found.share, make)
+    return Contender(
+        name, family.label if family else name, make(), paced(found.training, task), found.share, make
+    )  # fmt: skip
 
 
 def default(task: Forecasting, seed: int) -> list[Contender]:
@@ -130,7 +154,9 @@ def _of_family(family: Family, task: Forecasting) -> Any:
     if not family.there:
         raise UserError(f"this version has no {family.label}")
     cls = getattr(importlib.import_module(module), name)
-    return cls(cls.config_class(context_length=task.context, prediction_length=task.horizon, **family.fields(task)))
+    return cls(
+        cls.config_class(context_length=task.context, prediction_length=task.horizon, **family.fields(task))
+    )
 
 
 def _of_preset(name: str, task: Forecasting) -> Any:
@@ -163,6 +189,18 @@ def _kin(name: str) -> Family:
     return same[0] if same else Family(name, presets.PRESETS[name].model)
 
 
+def folder_of(name: str) -> Path | None:
+    """The model's folder that --model means, also by the folder of the run that saved it; None for a name."""
+    if name in FAMILIES or name in presets.PRESETS or not Path(name).is_dir():
+        return None
+    inner = Path(name) / MODEL
+    return (
+        inner
+        if (inner / "config.json").is_file() and not (Path(name) / "config.json").is_file()
+        else Path(name)
+    )
+
+
 def opened(folder: str | Path) -> Bundle:
     """The forecaster in a folder. Raises ModelError where it holds none."""
     bundle = load(folder, task="forecasting")
@@ -188,9 +226,11 @@ def fitted(bundle: Bundle, task: Forecasting, adapt: bool, folder: str) -> Conte
     else:
         _bundle(bundle.model, task, bundle)
     kin = [f for f in FAMILIES.values() if f.model.endswith(f":{type(bundle.model).__name__}")]
-    training = dict(kin[0].training) if kin else {}
-    label = f"{kin[0].label if kin else type(bundle.model).__name__} ({Path(folder).name or folder})"
-    return Contender(folder, label, bundle, {**training, "lr": training.get("lr", 1e-3) / 4} if adapt else None)
+    label = f"{kin[0].label if kin else type(bundle.model).__name__} ({folder})"
+    if not adapt:
+        return Contender(folder, label, bundle, None)
+    training = paced(kin[0].training if kin else {}, task)
+    return Contender(folder, label, bundle, {**training, "lr": training["lr"] / 4}, make=bundle.copy().copy)
 
 
 def _masked(model: Any) -> bool:

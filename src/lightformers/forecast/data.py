@@ -43,7 +43,9 @@ def read(
     if isinstance(data, (str, Path)):
         parts = files.read(data)
         if len(parts) != 1:
-            raise DataError(f"{data} holds parts ({', '.join(parts)}): a series is one file, and is split by time here")
+            raise DataError(
+                f"{data} holds parts ({', '.join(parts)}): a series is one file, and is split by time here"
+            )
         rows, name = next(iter(parts.values())), Path(data).name
     elif hasattr(data, "__array__") and not hasattr(data, "columns"):
         return series.of(np.asarray(data)), "the array", None
@@ -80,7 +82,9 @@ def _numeric(rows: files.Rows, columns: Sequence[str], option: str) -> None:
 
 def _number(cell: Any) -> float | None:
     """A cell as a number, NaN where it is missing, None where it is a text."""
-    if files.missing(cell) or (isinstance(cell, str) and cell.strip().lower() in ("na", "n/a", "nan", "null", "none", "?", "-")):
+    if files.missing(cell) or (
+        isinstance(cell, str) and cell.strip().lower() in ("na", "n/a", "nan", "null", "none", "?", "-")
+    ):
         return float("nan")
     try:
         return float(cell)
@@ -99,7 +103,9 @@ def stamp_column(rows: files.Rows, others: Sequence[str]) -> str | None:
 def context(found: Series, horizon: int, rows: int) -> int:
     """How far models look back where nobody said: a few horizons, seasons in whole, as far as `rows` to train on allow."""
     season = found.season if found.season > 1 else 1
-    wanted = min(max((4 if rows >= TIMES * 4 * horizon else 2) * horizon, 3 * season, 32), max(LONGEST, 2 * season))
+    wanted = min(
+        max((4 if rows >= TIMES * 4 * horizon else 2) * horizon, 3 * season, 32), max(LONGEST, 2 * season)
+    )
     most = max(min(wanted, rows // 3), 2)
     for whole in (season, 8):
         if 1 < whole <= most:
@@ -154,7 +160,9 @@ def known(
             )
         values = values[[places[s] for s in when.astype("datetime64[s]")]]
     if len(values) < len(when):
-        raise DataError(f"{rows.source} has {len(values)} rows, and {len(when)} steps are forecast: give them all")
+        raise DataError(
+            f"{rows.source} has {len(values)} rows, and {len(when)} steps are forecast: give them all"
+        )
     values = values[: len(when)]
     if not np.isfinite(values).all():
         step, column = np.argwhere(~np.isfinite(values))[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -51,34 +50,28 @@ def of_bundle(bundle: Bundle, targets: Sequence[int]) -> Forecaster:
     return said
 
 
-def some(given: Windows, most: int) -> Windows:
-    """At most so many windows, evenly spread, the last one among them."""
-    if len(given) <= most:
-        return given
-    return taken(given, np.unique(np.linspace(0, len(given) - 1, most).round().astype(int)))
-
-
-def taken(given: Windows, places: NDArray[Any]) -> Windows:
-    """These windows alone."""
-    return dataclasses.replace(given, starts=given.starts[places], groups=given.groups[places])
-
-
-def bounded(given: Windows, targets: int) -> Windows:
-    """So few windows that their forecasts fit into memory."""
-    return some(given, max(_MOST // (given.horizon * targets), 1))
-
-
-def futures(given: Windows, targets: Sequence[int]) -> Array:
-    """(windows, horizon, targets): what came of them, NaN where nothing was observed."""
-    rows = given.starts[:, None] + given.context + np.arange(given.horizon)
-    return given.values[rows][..., list(targets)]
+def bounded(task: Forecasting) -> None:
+    """Leaves so few windows in the search and verify parts, evenly spread, that their forecasts fit into memory."""
+    most = max(_MOST // (task.horizon * len(task.targets)), 1)
+    for part in ("search", "verify"):
+        given = task.splits[part]
+        if len(given) > most:
+            places = np.unique(np.linspace(0, len(given) - 1, most).round().astype(int))
+            task.splits[part] = dataclasses.replace(
+                given, starts=given.starts[places], groups=given.groups[places]
+            )
 
 
 def last(task: Forecasting) -> Windows:
     """The window whose future are the last rows of the series."""
     rows, span = len(task.series.values), task.context + task.horizon
     return Windows(
-        task.series.values, task.series.marks(), np.array([rows - span]), np.zeros(1, np.int64), task.context, task.horizon
+        task.series.values,
+        task.series.marks(),
+        np.array([rows - span]),
+        np.zeros(1, np.int64),
+        task.context,
+        task.horizon,
     )
 
 
@@ -101,7 +94,12 @@ def beyond(task: Forecasting, known: Array | None, marked: bool) -> Windows:
             later = np.zeros((task.horizon, marks.shape[1]), np.float32)
         marks = np.concatenate([marks, later])
     return Windows(
-        np.concatenate([values, ahead]), marks, np.array([rows - task.context]), np.zeros(1, np.int64), task.context, task.horizon
+        np.concatenate([values, ahead]),
+        marks,
+        np.array([rows - task.context]),
+        np.zeros(1, np.int64),
+        task.context,
+        task.horizon,
     )
 
 
@@ -111,8 +109,13 @@ def everything(task: Forecasting) -> Forecasting:
     made = dataclasses.replace(task)
     block = max(task.horizon, task.series.season)
     made.splits["train"] = windows.cut(
-        task.series.values, task.series.marks(), (0, len(task.series.values)), task.context, task.horizon, 1, block, task.targets
+        task.series.values,
+        task.series.marks(),
+        (0, len(task.series.values)),
+        task.context,
+        task.horizon,
+        1,
+        block,
+        task.targets,
     )
     return made
-
-

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lightformers import __version__, measure
-from lightformers.forecast import conformal, score
+from lightformers.forecast import conformal
 from lightformers.forecast.conformal import Widths
 from lightformers.forecast.data import ahead
-from lightformers.forecast.judging import Judge, Said, row
+from lightformers.forecast.judging import PARTS, Judge, Said, row, told
 from lightformers.forecast.training import Refit
 from lightformers.forecast.written import text
 from lightformers.slim import numbers as n
 from lightformers.slim.report import plain
+from lightformers.tasks.forecast_scores import season
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,7 +45,7 @@ def report(
         when = list(range(len(task.series.values) - shown, len(task.series.values)))
     first, second, third = task.borders
     splits = {"train": first, "search": second - first, "verify": third - second}
-    windows = {name: len(found) for name, found in judge.windows.items()}
+    windows = {name: len(task.splits[name]) for name in PARTS}
     found = {
         "version": __version__,
         "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -53,12 +54,12 @@ def report(
         "data": {
             "source": session.source, "rows": len(task.series.values), "columns": task.columns, "targets": targets,
             "known": [task.columns[i] for i in task.known], "timestamp": session.timestamp if later.dtype.kind == "M" else None,
-            "frequency": task.series.frequency, "season": task.series.season, "context": task.context, "horizon": count,
+            "frequency": task.series.frequency, "season": season(task), "context": task.context, "horizon": count,
             "first": text(stamps[0]) if stamps is not None else None, "last": text(stamps[-1]) if stamps is not None else None,
             "missing": float(1 - np.isfinite(task.series.values).mean()), "splits": splits, "windows": windows,
         },
         "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None, "why": why},
-        "rows": [row(judge, r, chosen) for r in rows],
+        "rows": [row(r, chosen) for r in rows],
         "interval": _interval(settings.interval, judge, chosen, widths),
         "refit": {"done": refit.done, "text": refit.text, "seconds": refit.seconds},
         "forecast": {
@@ -79,8 +80,8 @@ def report(
 
 def _interval(nominal: float, judge: Judge, chosen: Said, widths: tuple[Widths, Widths]) -> dict[str, Any]:
     """What the intervals are and what they covered."""
-    groups = judge.truth["verify"].of(chosen.places["verify"]).groups
-    covered = score.told(conformal.coverage(chosen.errors["verify"], widths[0], groups))
+    groups = judge.task.splits["verify"].groups[chosen.places["verify"]]
+    covered = told(conformal.coverage(chosen.errors["verify"], widths[0], groups))
     used = widths[1]
     said = (
         f"The {n.percent(nominal)} intervals are as wide, step by step, as the errors on the search and held-out rows were "
@@ -91,7 +92,13 @@ def _interval(nominal: float, judge: Judge, chosen: Said, widths: tuple[Widths, 
         said += f" A step has too few errors of its own, so those of up to {used.neighbours} steps beside it count."
     if used.short:
         said += f" Even so there are too few for {n.percent(nominal)}: the largest error stands, and the true share is lower."
-    return {"nominal": nominal, "coverage": covered, "neighbours": used.neighbours, "short": used.short, "text": said}
+    return {
+        "nominal": nominal,
+        "coverage": covered,
+        "neighbours": used.neighbours,
+        "short": used.short,
+        "text": said,
+    }
 
 
 def _facts(found: dict[str, Any]) -> dict[str, Any]:

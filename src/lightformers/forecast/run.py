@@ -15,8 +15,8 @@ from lightformers.bundle import Bundle
 from lightformers.errors import Interrupted, UserError
 from lightformers.files import write_json
 from lightformers.forecast import baselines, conformal, contenders, data, page, reporting, verdict, written
-from lightformers.forecast.contenders import Contender
-from lightformers.forecast.forecaster import beyond, last, of_bundle
+from lightformers.forecast.contenders import MODEL, Contender
+from lightformers.forecast.forecaster import beyond, bounded, everything, last, of_bundle
 from lightformers.forecast.judging import Judge, Said, choose
 from lightformers.forecast.settings import Settings
 from lightformers.forecast.training import refit, trained
@@ -26,7 +26,6 @@ from lightformers.tasks.forecasting import Forecasting
 PHASES = ("data", "baselines", "training", "refit", "forecast")
 #: Shares of the time that is left: for the baselines that are fitted; then for training, the rest being for the refit.
 FITTED, TRAINED = 0.15, 0.4
-MODEL = "model"
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ class Result:
             for i, name in enumerate(self.columns)
             for end, table in (("", self.forecast), ("_lower", self.lower), ("_upper", self.upper))
         }
-        return pd.DataFrame(cells, index=pd.Index(self.stamps, name=self.report["data"]["timestamp"] or "step"))
+        return pd.DataFrame(
+            cells, index=pd.Index(self.stamps, name=self.report["data"]["timestamp"] or "step")
+        )
 
 
 @dataclass
@@ -84,7 +85,9 @@ class Session:
 
         def say(event: dict[str, Any]) -> None:
             if "mse" in event:
-                self.progress.log(f"{label}, epoch {event['epoch']:.0f}: error {event['mse']:.4f} on the search rows")
+                self.progress.log(
+                    f"{label}, epoch {event['epoch']:.0f}: error {event['mse']:.4f} on the search rows"
+                )
             else:
                 self.progress.training(**event)
 
@@ -128,13 +131,16 @@ def _begin(request: Settings, given: Any, future: Any, progress: Progress) -> Se
     if horizon is None and given is None:
         horizon = data.DEMO_HORIZON
     steps = horizon
-    if request.model and request.model not in baselines.NAMES and Path(request.model).is_dir():
-        bundle = contenders.opened(request.model)
+    place = None if request.model in (None, *baselines.NAMES) else contenders.folder_of(str(request.model))
+    if place is not None:
+        bundle = contenders.opened(place)
         config: Any = bundle.model.config
         steps, context = int(config.prediction_length), int(config.context_length)
         horizon = horizon or steps
         if horizon > steps:
-            raise UserError(f"the model in {request.model} forecasts {steps} steps: give --horizon {steps} or less")
+            raise UserError(
+                f"the model in {request.model} forecasts {steps} steps: give --horizon {steps} or less"
+            )
         if request.context not in (None, context):
             raise UserError(f"the model in {request.model} looks {context} steps back: leave --context out")
     elif request.adapt:
@@ -150,7 +156,9 @@ def _begin(request: Settings, given: Any, future: Any, progress: Progress) -> Se
         context = contenders.preset_context(request.model or "") or data.context(found, steps, first)
         if request.context is None and context + steps > first:
             context = data.context(found, steps, first)
-    task = Forecasting.from_series(found, steps, context, request.target or None, request.known, seed=request.seed)
+    task = Forecasting.from_series(
+        found, steps, context, request.target or None, request.known, seed=request.seed
+    )
     when = data.ahead(found, horizon)
     known = data.known(future, request.known, when, request.timestamp) if request.known else None
     if future is not None and not request.known:
@@ -164,9 +172,10 @@ def _begin(request: Settings, given: Any, future: Any, progress: Progress) -> Se
 def _run(session: Session, out: Path | None, command: str) -> Result:
     settings, task, progress = session.settings, session.task, session.progress
     asked = _contenders(session)
-    judge = Judge.of(task, session.horizon)
+    bounded(task)
+    judge = Judge(task, session.horizon)
     progress.phase("baselines")
-    simple = baselines.judged(task, judge, FITTED * session.left, progress.trying)
+    simple = baselines.judged(judge, FITTED * session.left, progress.trying)
     progress.phase("training", max(TRAINED * session.left, 0.0) if asked else None)
     done = trained(asked, task, judge, TRAINED * session.left, settings.seed, session.told)
     rows = [*(d.said for d in done), *simple]
@@ -176,13 +185,14 @@ def _run(session: Session, out: Path | None, command: str) -> Result:
         conformal.widths(np.concatenate([chosen.errors[p] for p in parts]), settings.interval)
         for parts in (("search",), ("search", "verify"))
     )
-    assert chosen.forecaster is not None
     forecaster, held = chosen.forecaster, chosen.forecaster(last(task))[0, : session.horizon]
     progress.phase("refit")
     again, bundle = refit(mine, task, settings.refit, session.left, settings.seed, session.told)
     if bundle is not None:
         forecaster = of_bundle(bundle, task.targets)
-    elif done:
+    elif mine is None:
+        forecaster = baselines.forecaster(chosen.name, everything(task))
+    if bundle is None and done:
         bundle = (mine or done[0]).contender.bundle
     progress.phase("forecast")
     marked = bool(mine and mine.contender.bundle.processor.marks)

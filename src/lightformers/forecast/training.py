@@ -11,7 +11,7 @@ from lightformers.bundle import Bundle
 from lightformers.errors import UserError
 from lightformers.forecast.contenders import Contender
 from lightformers.forecast.forecaster import everything, of_bundle
-from lightformers.forecast.judging import Judge, Said
+from lightformers.forecast.judging import PARTS, Judge, Said
 from lightformers.slim import numbers as n
 from lightformers.tasks.forecasting import Forecasting
 from lightformers.train import Diverged
@@ -62,9 +62,20 @@ def trained(
                 said.error = str(error)
             said.seconds = time.monotonic() - started
         if not said.error:
-            said.ask(judge)
+            _judged(said, judge)
         out.append(done)
     return out
+
+
+def _judged(said: Said, judge: Judge) -> None:
+    started = time.monotonic()
+    mean, deviation = judge.scale
+    try:
+        for part in PARTS:
+            said.take(judge, part, (said.forecaster(judge.task.splits[part]) - mean) / deviation)
+    except UserError as error:
+        said.error = str(error)
+    said.seconds += time.monotonic() - started
 
 
 def refit(
@@ -75,11 +86,13 @@ def refit(
     Returns what to say, and the new bundle, None where the old one stands.
     """
     if done is None:
-        return Refit(False, "The baseline looks at all rows that come before a forecast."), None
+        return Refit(False, "The baseline was fitted to all rows."), None
     if done.training is None:
         return Refit(False, "The model forecasts as it was saved: nothing was trained on this series."), None
     if not wanted:
-        return Refit(False, "The model was trained on the train rows alone, as asked for by --no-refit."), None
+        return Refit(
+            False, "The model was trained on the train rows alone, as asked for by --no-refit."
+        ), None
     one, training = done.contender, done.training
     whole = everything(task)
     larger = len(whole.splits["train"]) / len(task.splits["train"])

@@ -31,12 +31,18 @@ def advice(report: Row) -> list[str]:
     chosen = rows[report["chosen"]["name"]]
     held = f"{n.count(report['data']['windows']['verify'])} forecasts of the held-out rows"
     rivals = [r for r in rows.values() if r is not chosen and r["ratio"]]
-    simple = min((r for r in rivals if r["kind"] == "baseline"), key=lambda r: r["ratio"]["estimate"], default=None)
+    simple = min(
+        (r for r in rivals if r["kind"] == "baseline"), key=lambda r: r["ratio"]["estimate"], default=None
+    )
     said = []
     if chosen["kind"] == "baseline" and not report["chosen"]["named"]:
-        model = min((r for r in rivals if r["kind"] == "model"), key=lambda r: r["ratio"]["estimate"], default=None)
+        model = min(
+            (r for r in rivals if r["kind"] == "model"), key=lambda r: r["ratio"]["estimate"], default=None
+        )
         beside = f": the best, {model['label']}, has {_more(model['ratio'])}" if model else ""
-        said.append(f"No trained model is better here than a baseline, so {chosen['label']} makes the forecast{beside}.")
+        said.append(
+            f"No trained model is better here than a baseline, so {chosen['label']} makes the forecast{beside}."
+        )
     elif simple is None:
         said.append(f"{chosen['label']} makes the forecast.")
     else:
@@ -77,7 +83,9 @@ def _more(share: Row) -> str:
 
 def table(report: Row) -> RenderableType:
     """For the terminal: forecasters as rows, the chosen one marked; then warnings and sentences."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
+    grid = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold"
+    )
     for i, heading in enumerate(("", "forecast by", "MSE", "", "MAE", "MASE", "beside the chosen", "took")):
         grid.add_column(heading, justify="left" if i < 2 else "right", overflow="fold")
     for r in ordered(report["rows"]):

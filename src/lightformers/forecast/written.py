@@ -27,7 +27,12 @@ def write_csv(report: Mapping[str, Any], folder: str | Path) -> Path:
     names = list(found["targets"])
     table = io.StringIO()
     out = csv.writer(table, lineterminator="\n")
-    out.writerow([report["data"]["timestamp"] or "step", *(f"{n}{end}" for n in names for end in ("", "_lower", "_upper"))])
+    out.writerow(
+        [
+            report["data"]["timestamp"] or "step",
+            *(f"{n}{end}" for n in names for end in ("", "_lower", "_upper")),
+        ]
+    )
     for row, stamp in enumerate(found["stamps"]):
         cells: list[Any] = [stamp]
         for name in names:
