@@ -139,7 +139,9 @@ def test_a_classifier_learns_and_repeats() -> None:
     rows = weights(120, 1)
     labels = np.array([int(r["crates"]) > 4 for r in rows]).astype(np.int64)
     shown = [{"crates": r["crates"]} for r in rows]
-    made = [learn(shown, labels, 2, Schema.of(shown), epochs=8, lr=1e-2, seed=3, sizes=TINY) for _ in range(2)]
+    made = [
+        learn(shown, labels, 2, Schema.of(shown), epochs=8, lr=1e-2, seed=3, sizes=TINY) for _ in range(2)
+    ]
     assert accuracy(made[0], shown, labels) > 0.95 and made[0].task == CLASSES
     a, b = (m.model.state_dict() for m in made)
     assert all(torch.equal(a[k], b[k]) for k in a)

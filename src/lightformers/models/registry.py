@@ -15,6 +15,7 @@ MODELS: dict[str, str] = {
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
     "GPHT": "lightformers.models.forecasting.gpht",
+    "LinearForecaster": "lightformers.models.forecasting.linear",
     "ITransformer": "lightformers.models.forecasting.itransformer",
     "TSMixer": "lightformers.models.forecasting.tsmixer",
     "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
@@ -23,7 +24,14 @@ MODELS: dict[str, str] = {
     "UniTabE": "lightformers.models.tabular.unitabe",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "TSMixer", "Tempo", "TinyTimeMixer")
+FORECASTERS: tuple[str, ...] = (
+    "GPHT",
+    "ITransformer",
+    "LinearForecaster",
+    "TSMixer",
+    "Tempo",
+    "TinyTimeMixer",
+)
 TABULAR: tuple[str, ...] = ("UniTabE",)
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
