@@ -93,14 +93,17 @@ class Session:
 
     def told(self, label: str) -> Callable[[dict[str, Any]], None]:
         """How a training goes."""
+        best = [float("inf")]
+        self.progress.trying(label)
 
         def say(event: dict[str, Any]) -> None:
-            if "mse" in event:
-                self.progress.log(
-                    f"{label}, epoch {event['epoch']:.0f}: error {event['mse']:.4f} on the search rows"
-                )
-            else:
+            if "mse" not in event:
                 self.progress.training(**event)
+            elif event["mse"] < best[0]:
+                best[0] = event["mse"]
+                self.progress.best(
+                    f"{label}, epoch {event['epoch']:.0f}: error {best[0]:.4f} on the search rows"
+                )
 
         return say
 
