@@ -58,7 +58,7 @@ def report(
             "first": text(stamps[0]) if stamps is not None else None, "last": text(stamps[-1]) if stamps is not None else None,
             "missing": float(1 - np.isfinite(task.series.values).mean()), "splits": splits, "windows": windows,
         },
-        "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None, "why": why},
+        "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None or settings.pretrain, "why": why},
         "rows": [row(r, chosen) for r in rows],
         "interval": _interval(settings.interval, judge, chosen, widths),
         "refit": {"done": refit.done, "text": refit.text, "seconds": refit.seconds},
