@@ -82,7 +82,7 @@ def test_masked_batches_hide_what_they_ask_for() -> None:
         columns = (batch.inputs["types"] >= 0).sum(1)
         assert (hidden >= 1).all() and (hidden <= (columns // 2).clamp(min=1)).all()
         for prompt, answer, row in zip(batch.inputs["prompt_ids"], batch.targets["answer"], range(99)):
-            words = made.processor.text([int(t) for t in prompt if t])
+            words = made.processor.said([int(t) for t in prompt if t])
             assert words.startswith("recovery ") and words.endswith(" :")
             name = words[9:-2]
             names.add(name)
@@ -139,7 +139,9 @@ def test_a_classifier_learns_and_repeats() -> None:
     rows = weights(120, 1)
     labels = np.array([int(r["crates"]) > 4 for r in rows]).astype(np.int64)
     shown = [{"crates": r["crates"]} for r in rows]
-    made = [learn(shown, labels, 2, Schema.of(shown), epochs=8, lr=1e-2, seed=3, sizes=TINY) for _ in range(2)]
+    made = [
+        learn(shown, labels, 2, Schema.of(shown), epochs=8, lr=1e-2, seed=3, sizes=TINY) for _ in range(2)
+    ]
     assert accuracy(made[0], shown, labels) > 0.95 and made[0].task == CLASSES
     a, b = (m.model.state_dict() for m in made)
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -166,7 +166,9 @@ def _check(
     if not 0 <= held_out < 1:
         raise UserError(f"held_out is a share of the rows, not {held_out}")
     if sizes:
-        raise UserError(f"the pre-trained model has its sizes: {', '.join(sizes)} cannot be given with weights")
+        raise UserError(
+            f"the pre-trained model has its sizes: {', '.join(sizes)} cannot be given with weights"
+        )
 
 
 def _fresh(processor: UniTabEProcessor, seed: int, **fields: Any) -> UniTabE:
