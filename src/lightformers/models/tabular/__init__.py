@@ -11,4 +11,11 @@ from __future__ import annotations
 from lightformers.models.preset import Preset
 
 #: Names for `lightformers.create_model`.
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    "tabdpt": Preset(
+        {},
+        25_801_227,
+        "lightformers.models.tabular.tabdpt:TabDPT",
+        source="the default configuration of the authors' code, arXiv 2410.18164; counted",
+    ),
+}
