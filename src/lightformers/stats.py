@@ -56,6 +56,7 @@ METRICS: dict[str, Metric] = {
     "agreement": Metric("agreement", _mean),
     "f1": Metric("f1", _f1, columns=3),
     "perplexity": Metric("perplexity", lambda sums: np.exp(_mean(sums)), higher_is_better=False),
+    "log-loss": Metric("log-loss", _mean, higher_is_better=False),
     "mse": Metric("mse", _mean, higher_is_better=False),
     "mae": Metric("mae", _mean, higher_is_better=False),
 }
