@@ -21,6 +21,7 @@ MODELS: dict[str, str] = {
     "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
     "Tempo": "lightformers.models.forecasting.tempo",
     "TinyTimeMixer": "lightformers.models.forecasting.ttm",
+    "TabDPT": "lightformers.models.tabular.tabdpt",
     "UniTabE": "lightformers.models.tabular.unitabe",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
@@ -32,7 +33,7 @@ FORECASTERS: tuple[str, ...] = (
     "Tempo",
     "TinyTimeMixer",
 )
-TABULAR: tuple[str, ...] = ("UniTabE",)
+TABULAR: tuple[str, ...] = ("TabDPT", "UniTabE")
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),
