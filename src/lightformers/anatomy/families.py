@@ -287,6 +287,9 @@ FAMILIES: tuple[Family, ...] = (
            refused=_no_width("each of its layers names sizes of its own")),
     Family("encoder", ("lightformers-encoder",), (replace(_OWN, name="encoder"),), native=frozenset(CUTS) - {"width"},
            refused=_no_width("each of its layers names sizes of its own")),
+    Family("rows", ("lightformers-rows",), (replace(_OWN, name="rows", words=(), positions=()),),
+           native=frozenset(CUTS) - {"width", "vocabulary"}, reasons={"vocabulary": "a table's rows have none"},
+           refused=_no_width("each of its layers names sizes of its own")),
 )  # fmt: skip
 
 

@@ -14,10 +14,11 @@ MODELS: dict[str, str] = {
     "Decoder": "lightformers.models.language.decoder",
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
+    "RowTransformer": "lightformers.models.tabular.rows",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
 FORECASTERS: tuple[str, ...] = ()
-TABULAR: tuple[str, ...] = ()
+TABULAR: tuple[str, ...] = ("RowTransformer",)
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),
