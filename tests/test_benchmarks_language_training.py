@@ -15,7 +15,8 @@ import language_training
 
 import lightformers as lf
 from lightformers.models.patterns import stack
-from lightformers.models.presets import PRESETS, Preset
+from lightformers.models.preset import Preset
+from lightformers.models.presets import PRESETS
 
 LAYER = {"mixer": {"kind": "attention", "heads": 2, "kv_heads": 2}, "ffn": {"kind": "swiglu", "hidden": 24}}
 

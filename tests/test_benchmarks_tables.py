@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas
 import pytest
+
 from reproduce.data_sets import needs
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"

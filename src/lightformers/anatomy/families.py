@@ -231,6 +231,9 @@ _OWN = StackRow(
     norms=("mixer_norm", "ffn_norm"), words=("embedding",), positions=("positions",), final_norm=("norm",),
     plain={"mixer": ("Attention",), "ffn": ("MLP", "SwiGLU")}, rows="layers", depth="", heads="", ffn="",
 )  # fmt: skip
+_SERIES = StackRow("encoder", ("layers",), ("attention.query",), ("attention.key",), ("attention.value",), ("attention.out",),
+                   up=("up",), down=("down",), norms=("attention_norm", "ffn_norm"), final_norm=("norm",), head_dim="head_dim")  # fmt: skip
+_STAGES = tuple(replace(_SERIES, name=f"stage{i}", blocks=(f"stages.{i}.layers",), final_norm=(f"stages.{i}.norm",)) for i in range(8))  # fmt: skip
 
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
 _SEQ2SEQ = _no_width("encoder and decoder share one hidden size; only one-stack models are cut in width")
@@ -288,8 +291,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("encoder", ("lightformers-encoder",), (replace(_OWN, name="encoder"),), native=frozenset(CUTS) - {"width"},
            refused=_no_width("each of its layers names sizes of its own")),
     Family("rows", ("lightformers-rows",), (replace(_OWN, name="rows", words=(), positions=()),),
-           native=frozenset(CUTS) - {"width", "vocabulary"}, reasons={"vocabulary": "a table's rows have none"},
-           refused=_no_width("each of its layers names sizes of its own")),
+           native=frozenset({"blocks", "heads", "channels"}), refused=_no_width("each of its layers names sizes of its own")),
+    Family("itransformer", ("lightformers-itransformer",), (_SERIES,), native=frozenset(CUTS) - {"vocabulary"}),
+    Family("gpht", ("lightformers-gpht",), _STAGES, native=frozenset({"blocks", "heads", "channels"}), refused=_no_width("its stages share one hidden size")),
 )  # fmt: skip
 
 

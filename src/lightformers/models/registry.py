@@ -14,10 +14,13 @@ MODELS: dict[str, str] = {
     "Decoder": "lightformers.models.language.decoder",
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
+    "GPHT": "lightformers.models.forecasting.gpht",
+    "ITransformer": "lightformers.models.forecasting.itransformer",
     "RowTransformer": "lightformers.models.tabular.rows",
+    "Tempo": "lightformers.models.forecasting.tempo",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ()
+FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "Tempo")
 TABULAR: tuple[str, ...] = ("RowTransformer",)
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {

@@ -110,7 +110,9 @@ class SeriesProcessor(Processor):
             )
             if name in encoded[0]
         }  # fmt: skip
-        targets = {k: stacked.pop(k) for k in ("future_values", "future_observed_mask") if k in stacked}
+        targets: dict[str, Any] = {
+            k: stacked.pop(k) for k in ("future_values", "future_observed_mask") if k in stacked
+        }
         if self.known:
             hidden = torch.ones(len(self.columns), dtype=torch.bool)
             hidden[list(self.known)] = False

@@ -173,8 +173,9 @@ def deployed_size(bundle: Bundle, deploy: Deploy | None) -> int:
     if deploy and deploy.runtime == "torch" and deploy.precision != "int8":
         held = {id(t): t for t in bundle.model.state_dict(keep_vars=True).values() if isinstance(t, Tensor)}
         return sum(t.numel() * t.element_size() for t in held.values())
-    width = {"fp32": 4, "bf16": 4, "int8": 1, "int8-weights": 1}[deploy.precision if deploy else "fp32"]
-    return bundle.parameters * width
+    halves = deploy is not None and deploy.runtime == "openvino"
+    width = {"fp32": 4, "bf16": 2 if halves else 4, "int8": 1, "int8-weights": 1}
+    return bundle.parameters * width[deploy.precision if deploy else "fp32"]
 
 
 def call(runner: runners.Runner, load: Sequence[Example], reduce: Any) -> Callable[[], Any]:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from lightformers.tasks.base import NAMES, Task, from_data
     from lightformers.tasks.causal_lm import CausalLM
     from lightformers.tasks.embedding import Embedding
+    from lightformers.tasks.forecasting import Forecasting
     from lightformers.tasks.image_classification import ImageClassification
     from lightformers.tasks.masked_lm import MaskedLM
     from lightformers.tasks.tabular import TabularClassification, TabularRegression

@@ -79,7 +79,7 @@ class Settings:
 @dataclass
 class TrainResult:
     """steps, tokens, seconds: of the whole training, earlier parts included. loss: mean over the last tenth of the
-    updates made here. losses: one per update made here. state: what `fit(state=...)` goes on from."""
+    updates made here. losses: one per update made here. state: what `fit(state=...)` goes on from. stopped: `halt` said so."""
 
     steps: int
     tokens: int
@@ -87,6 +87,7 @@ class TrainResult:
     loss: float
     losses: list[float] = field(repr=False)
     state: TrainState = field(repr=False)
+    stopped: bool = False
 
 
 def fit(
@@ -97,6 +98,7 @@ def fit(
     progress: Progress | None = None,
     state: TrainState | None = None,
     device: str | torch.device = "cpu",
+    halt: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train `module` in place; returns it in the mode (train or eval) in which it came.
 
@@ -104,6 +106,7 @@ def fit(
     objective: `(module, batch) -> scalar loss`; if it is an `nn.Module`, its parameters are trained too.
     progress: called about twice a second with {"step", "loss", "tokens_per_second", "seconds_left", "fraction",
         "seconds"}; seconds_left is to `until`, seconds and fraction are of the whole budget.
+    halt: asked after every update; training ends there where it says so, whatever is left of the budget.
     state: of an earlier part of the same training. Raises Diverged where the loss is not finite (the weights are
     then those of the last good update), UserError where nothing is left to train; out of memory stays RuntimeError.
     """
@@ -124,13 +127,17 @@ def fit(
         if state:
             optim.restore_moments(optimizer, weights.masters, state)
         update = _Update(accelerator, module, optimizer, weights, source, objective, settings)
-        result = _train(update, settings, progress, state)
+        result = _train(update, settings, progress, state, halt)
         result.state.tensors = optim.snapshot(optimizer, weights.masters)
     return result
 
 
 def _train(
-    update: _Update, settings: Settings, progress: Progress | None, state: TrainState | None
+    update: _Update,
+    settings: Settings,
+    progress: Progress | None,
+    state: TrainState | None,
+    halt: Callable[[], bool] | None,
 ) -> TrainResult:
     done = (
         TrainState(step=state.step, batches=state.batches, tokens=state.tokens, seconds=state.seconds)
@@ -140,8 +147,9 @@ def _train(
     before, start = dataclasses.replace(done), time.monotonic()
     losses: list[float] = []
     told = released = start
+    stopped = False
     ahead = 0.0  # half an update: stopping is nearest to the budget, not always after it
-    while (fraction := _fraction(done, settings, ahead)) < settings.until:
+    while not stopped and (fraction := _fraction(done, settings, ahead)) < settings.until:
         losses.append(update(done, settings.lr * factor(fraction, settings.warmup, settings.schedule)))
         now = time.monotonic()
         done.seconds = before.seconds + update.agreed(now - start)
@@ -152,11 +160,18 @@ def _train(
         if progress and now - told > 0.5:
             told = now
             progress(_event(done, before, settings, losses))
+        stopped = halt is not None and halt()
     if progress and losses:
         progress(_event(done, before, settings, losses))
     tail = losses[-max(len(losses) // 10, 1) :]
     return TrainResult(
-        done.step, done.tokens, done.seconds, sum(tail) / len(tail) if tail else math.nan, losses, done
+        done.step,
+        done.tokens,
+        done.seconds,
+        sum(tail) / len(tail) if tail else math.nan,
+        losses,
+        done,
+        stopped,
     )
 
 

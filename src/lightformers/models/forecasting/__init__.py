@@ -22,4 +22,23 @@ from __future__ import annotations
 from lightformers.models.preset import Preset
 
 #: Names for `lightformers.create_model`. Prefixed with the paper: "tsmixer-etth1-96".
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    **{
+        f"itransformer-etth1-{horizon}": Preset(
+            {"prediction_length": horizon, "num_time_features": 4, "hidden_size": width, "intermediate_size": width},
+            parameters,
+            "lightformers.models.forecasting.itransformer:ITransformer",
+            source="arXiv 2310.06625, counted from the official script's sizes",
+        )
+        for horizon, width, parameters in (
+            (96, 256, 841_568), (192, 256, 866_240), (336, 512, 3_379_024), (720, 512, 3_576_016),
+        )
+    },
+    "gpht": Preset({}, 37_977_280, "lightformers.models.forecasting.gpht:GPHT", source="arXiv 2402.16516, counted"),
+    "tempo-gpt2-96": Preset(
+        {},
+        94_326_530,
+        "lightformers.models.forecasting.tempo:Tempo",
+        source="arXiv 2310.04948, counted from its sizes: six layers of GPT-2, 81,912,576, and what is trained beside them",
+    ),
+}  # fmt: skip
