@@ -119,7 +119,7 @@ def test_custom_structures_keep_their_task(tmp_path) -> None:
     from lightformers.parts.low_rank import LowRankLinear
 
     model = _model("tabular-regression")
-    made = LowRankLinear.from_args(**{"in": 16, "out": 16, "rank": 2, "bias": True})
+    made = LowRankLinear(16, 16, 2, True)
     anatomy.surgery.replace_linear(model, "layers.0.mixer.query", made)
     huggingface.save(Bundle(model, _processor()[0], "tabular-regression"), tmp_path, allow_custom=True)
     assert lf.load(tmp_path).task == "tabular-regression"
@@ -184,7 +184,7 @@ def test_numbers_become_normal_scores() -> None:
 
 
 def test_processor_as_json() -> None:
-    processor, rows = _processor()
+    processor = _processor()[0]
     fields = json.loads(json.dumps(asdict(processor)))
     assert TableProcessor.from_fields(fields) == processor
     assert len(processor.encode_examples(processor.samples(3))) == 3

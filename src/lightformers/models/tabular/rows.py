@@ -167,7 +167,7 @@ class RowTransformer(PreTrainedModel):
                 shape = None if given is None else tuple(given.shape)
                 raise UserError(f"{name} is (batch, {columns}) for this table, not {shape}")
         x = self.cells(numbers, seen, categories)
-        x = torch.cat([self.gathering.to(x.dtype).expand(len(x), 1, -1), x], 1)
+        x = torch.cat([self.gathering.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
         for layer in self.layers:
             x = layer(x)
         found = self.out(torch.relu(self.norm(x[:, 0])))
