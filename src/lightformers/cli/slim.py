@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def slim(
     model: Annotated[str, typer.Argument(help="Model folder (Hugging Face or sentence-transformers) or hub name.")],
-    task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm, image-classification, tabular-classification or tabular-regression.")],
+    task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm or image-classification.")],
     data: Annotated[str, typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub name.")],
     text: options.Text = None,
     text_pair: options.TextPair = None,

@@ -22,15 +22,13 @@ from lightformers.bundle import Batch, Bundle, Encoded
 from lightformers.compress.distill import common
 from lightformers.compress.distill.targets import Targets
 from lightformers.errors import ModelError, UserError
-from lightformers.processors import Processor
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Run, Stage
 from lightformers.train import Feed, losses
 from lightformers.train.capture import Capture
 
 _CACHED = {"embedding": "embedding", "text-classification": "logits", "image-classification": "logits",
-           "token-classification": "logits", "tabular-classification": "logits", "tabular-regression": "prediction",
-           "forecasting": "prediction"}  # fmt: skip
+           "token-classification": "logits"}  # fmt: skip
 _BANK = 2048
 _AHEAD, _AHEAD_IMAGES = 256, 64
 
@@ -39,8 +37,7 @@ _AHEAD, _AHEAD_IMAGES = 256, 64
 class Recover:
     """Train a cut model to give the original's outputs again.
 
-    What is matched follows the bundle: embeddings by cosine distance; class logits by KL, per example or per token; predictions by their squared
-    difference; logits of a language model by KL at valid positions. Everything
+    What is matched follows the bundle: embeddings by cosine distance; class logits by KL, per example or per token; logits of a language model by KL at valid positions. Everything
     but the last is computed by the teacher once per example and kept for later epochs and recoveries.
 
     lr: peak learning rate. seconds, epochs: budget where the run has neither seconds nor tokens; seconds go first.
@@ -134,7 +131,7 @@ class _Objective:
         self.teacher: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] | None = None
         if bundle.task in _CACHED:
             self.targets = Targets(
-                teacher, _CACHED[bundle.task], _ahead(batches, bundle, run.use_labels), vocabulary, run.dtype
+                teacher, _CACHED[bundle.task], _ahead(batches, bundle), vocabulary, run.dtype
             )
             stack.callback(self.targets.close)
         if step.hidden or self.targets is None:
@@ -187,8 +184,6 @@ class _Objective:
     def _outputs(self, outputs: Mapping[str, Tensor], goal: Tensor, batch: Batch) -> Tensor:
         if self.bundle.task == "embedding":
             return self._embedding(outputs["embedding"], goal)
-        if _CACHED.get(str(self.bundle.task)) == "prediction":
-            return nn.functional.mse_loss(outputs["prediction"].float(), goal)
         own, valid = outputs["logits"], None
         if self.targets is None:  # only the valid rows: with a vocabulary of logits each, padding is dear
             rows = batch.inputs["attention_mask"].bool()
@@ -225,7 +220,7 @@ def imitation(
     return _Objective(step, bundle, teacher, task, run, batches, stack)
 
 
-def _ahead(batches: Feed, bundle: Bundle, labels: bool) -> Callable[[Batch], list[Encoded]]:
+def _ahead(batches: Feed, bundle: Bundle) -> Callable[[Batch], list[Encoded]]:
     """What a batch's successors will ask the teacher for: many at once run several times faster than few.
 
     Twice as many each time, up to four times the first, so that a short training does not pay for what it never reaches.
@@ -240,8 +235,8 @@ def _ahead(batches: Feed, bundle: Bundle, labels: bool) -> Callable[[Batch], lis
         while len(items) < wanted:
             position += 1
             items += [batches.items[i] for i in batches.indices(position)]
-        if "input_ids" in items[0] or (isinstance(bundle.processor, Processor) and not labels):
-            return items  # encoded already: see `common.feed`
+        if "input_ids" in items[0]:
+            return items
         if "query" in items[0]:
             items = [{"text": pair[role], "role": role} for pair in items for role in ("query", "document")]
         return bundle.encode(items)
