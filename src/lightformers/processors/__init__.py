@@ -23,6 +23,7 @@ FILE = "processor_config.json"
 CLASSES: dict[str, str] = {
     "SeriesProcessor": "lightformers.processors.series",
     "TableProcessor": "lightformers.processors.table",
+    "UniTabEProcessor": "lightformers.processors.unitabe",
 }
 
 
