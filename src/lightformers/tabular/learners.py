@@ -43,8 +43,7 @@ def learn(
     """
     name, given = str(model), dict(options)
     if name not in MODELS:
-        name = _of_folder(model)
-        given["weights"] = str(model)
+        name, given["weights"] = _of_folder(model)
     module, function = MODELS[name].split(":")
     made = getattr(importlib.import_module(module), function)
     known = inspect.signature(made).parameters
@@ -71,13 +70,15 @@ def learn(
     return bundle
 
 
-def _of_folder(model: str | Path) -> str:
+def _of_folder(model: str | Path) -> tuple[str, Any]:
+    """The name in MODELS of what is saved there, and what its learner takes as `weights`."""
     if not (Path(model) / "config.json").is_file():
         raise UserError(f"model is one of {', '.join(MODELS)}, or the folder of a saved one, not {model!r}")
-    found = kind(load(model))
+    bundle = load(model)
+    found = kind(bundle)
     if found is None:
         raise ModelError(f"{model} holds no model of tables")
-    return found
+    return found, bundle.model if found == "tabdpt" else bundle
 
 
 def kind(bundle: Bundle) -> str | None:
@@ -109,11 +110,16 @@ def noted(bundle: Bundle) -> dict[str, Any]:
     return {"schema": schema, "named": True}
 
 
-def outputs(bundle: Bundle, rows: Sequence[Row], field: str, batch: int) -> NDArray[np.float64]:
+#: Rows that are run at once, where there are few, and where there are many.
+FEW, MANY = 32, 256
+
+
+def outputs(bundle: Bundle, rows: Sequence[Row], field: str) -> NDArray[np.float64]:
     """The model's output of this name for each row, (rows,) or (rows, classes).
 
-    A last batch is filled up with copies of its first row, so that a row is computed alike in whatever company it comes.
+    The last batch is filled up with copies of the first row: a row among few is computed alike in whatever company it comes.
     """
+    batch = FEW if len(rows) <= FEW else MANY
     runner = TorchRunner(bundle, Deploy(batch_size=batch))
     examples = [{"row": row} for row in rows]
     short = -len(examples) % batch
