@@ -20,9 +20,6 @@ from lightformers.tabular import learners
 from lightformers.tabular.rows import Table, TableError, read
 from lightformers.tasks.tabular import class_name
 
-#: Rows that are run at once. Fewer are filled up, so it is also what a single row costs.
-BATCH = 32
-
 
 class Classifier(ClassifierMixin, BaseEstimator):
     """Classes of the rows of a table, by a transformer.
@@ -58,15 +55,9 @@ class Classifier(ClassifierMixin, BaseEstimator):
             raise TableError(f"one class only ({classes[0]}): two or more are needed")
         names = [class_name(c) or str(c) for c in classes.tolist()]
         bundle, schema = _learn(self, table, numbers.astype(np.int64), len(classes))
-        config: Any = bundle.model.config
-        config.id2label = dict(enumerate(names))
-        config.label2id = {n: i for i, n in enumerate(names)}
-        learners.note(
-            bundle,
-            schema,
-            {**_columns(self), "classes": classes.tolist(), "dtype": classes.dtype.str},
-            (0.0, 1.0),
-        )
+        found = {**_columns(self), "classes": classes.tolist(), "dtype": classes.dtype.str}
+        learners.label(bundle, names)
+        learners.note(bundle, schema, found, (0.0, 1.0))
         self.bundle_, self.schema_, self.classes_ = bundle, schema, classes
         return self
 
@@ -94,6 +85,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
         names = bundle.model.config.id2label  # type: ignore[union-attr]
         found = record.get("classes") or [names[i] for i in sorted(names)]
         made.classes_ = np.array(found, dtype=np.dtype(record["dtype"]) if "dtype" in record else None)
+        learners.label(made.bundle_, [class_name(c) or str(c) for c in found])
         return made  # type: ignore[no-any-return]
 
     def save(self, folder: str | Path) -> None:
@@ -214,7 +206,7 @@ def _run(estimator: Any, x: Any, field: str) -> NDArray[np.float64]:
         rows = estimator.schema_.cast(table.rows)
     except DataError as error:
         raise TableError(str(error)) from error
-    return learners.outputs(estimator.bundle_, rows, field, BATCH)
+    return learners.outputs(estimator.bundle_, rows, field)
 
 
 def _from_bundle(made: Any, bundle: Bundle, task: str) -> tuple[Any, dict[str, Any]]:

@@ -86,6 +86,13 @@ def kind(bundle: Bundle) -> str | None:
     return _TYPES.get(str(getattr(getattr(bundle.model, "config", None), "model_type", "")))
 
 
+def label(bundle: Bundle, names: Sequence[str]) -> None:
+    """Gives the classes of a model their names."""
+    config: Any = bundle.model.config
+    config.id2label = dict(enumerate(names))
+    config.label2id = {n: i for i, n in enumerate(names)}
+
+
 def note(bundle: Bundle, schema: Schema, columns: Mapping[str, Any], units: tuple[float, float]) -> None:
     """Writes into the model's configuration what an estimator needs to come back: see `Record`."""
     config: Any = bundle.model.config
