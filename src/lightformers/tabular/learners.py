@@ -124,11 +124,13 @@ FEW, MANY = 32, 256
 def outputs(bundle: Bundle, rows: Sequence[Row], field: str) -> NDArray[np.float64]:
     """The model's output of this name for each row, (rows,) or (rows, classes).
 
-    The last batch is filled up with copies of the first row: a row among few is computed alike in whatever company it comes.
+    A few rows are filled up with copies of the first, so that each is computed alike in whatever company it comes; not
+    where every row brings a context of its own, which makes rows dear and independent of each other.
     """
-    batch = FEW if len(rows) <= FEW else MANY
+    few = len(rows) <= FEW and not getattr(bundle.processor, "neighbours", 0)
+    batch = FEW if few else MANY
     runner = TorchRunner(bundle, Deploy(batch_size=batch))
     examples = [{"row": row} for row in rows]
-    short = -len(examples) % batch
+    short = FEW - len(examples) if few else 0
     found = runner([*examples, *examples[:1] * short], lambda o, _: list(o[field].double().numpy()))
     return np.stack(found[: len(examples)])
