@@ -17,6 +17,7 @@ MODELS: dict[str, str] = {
     "GPHT": "lightformers.models.forecasting.gpht",
     "LinearForecaster": "lightformers.models.forecasting.linear",
     "ITransformer": "lightformers.models.forecasting.itransformer",
+    "RowTransformer": "lightformers.models.tabular.rows",
     "TSMixer": "lightformers.models.forecasting.tsmixer",
     "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
     "Tempo": "lightformers.models.forecasting.tempo",
@@ -33,7 +34,7 @@ FORECASTERS: tuple[str, ...] = (
     "Tempo",
     "TinyTimeMixer",
 )
-TABULAR: tuple[str, ...] = ("TabDPT", "UniTabE")
+TABULAR: tuple[str, ...] = ("RowTransformer", "TabDPT", "UniTabE")
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),
