@@ -37,6 +37,12 @@ PRESETS: dict[str, Preset] = {
     "ttm-512-192": Preset(
         {"prediction_length": 192}, 903_680, _TTM, source="the sizes of release 1 at horizon 192; counted"
     ),
+    "linear-etth1-96": Preset(
+        {},
+        64_704,
+        "lightformers.models.forecasting.linear:LinearForecaster",
+        source="DLinear, arXiv 2205.13504, counted from its sizes",
+    ),
     **{
         f"itransformer-etth1-{horizon}": Preset(
             {"prediction_length": horizon, "num_time_features": 4, "hidden_size": width, "intermediate_size": width},
