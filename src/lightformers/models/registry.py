@@ -56,7 +56,10 @@ def register() -> None:
 
     for auto, names in AUTO.items():
         for name in names:
-            found: Any = model_class(name)
+            module: Any = importlib.import_module(MODELS[name])
+            if not hasattr(module, name) and getattr(module.__spec__, "_initializing", False):
+                continue  # it imports another model just now, which registers; it registers itself at its end
+            found: Any = getattr(module, name)
             transformers.AutoConfig.register(found.config_class.model_type, found.config_class, exist_ok=True)
             getattr(transformers, auto).register(found.config_class, found, exist_ok=True)
 
