@@ -65,8 +65,8 @@ def register() -> None:
 
 def _whole(name: str) -> bool:
     """Whether the class can be had: a module that is being imported registers at its own end."""
-    module = sys.modules.get(MODELS[name])
-    return module is None or hasattr(module, name)
+    module: Any = sys.modules.get(MODELS[name])
+    return hasattr(module, name) or not getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
 def register_in_time() -> None:
