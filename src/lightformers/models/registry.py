@@ -15,13 +15,26 @@ MODELS: dict[str, str] = {
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
     "GPHT": "lightformers.models.forecasting.gpht",
+    "LinearForecaster": "lightformers.models.forecasting.linear",
     "ITransformer": "lightformers.models.forecasting.itransformer",
+    "RowTransformer": "lightformers.models.tabular.rows",
+    "TSMixer": "lightformers.models.forecasting.tsmixer",
+    "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
     "Tempo": "lightformers.models.forecasting.tempo",
+    "TinyTimeMixer": "lightformers.models.forecasting.ttm",
+    "TabDPT": "lightformers.models.tabular.tabdpt",
     "UniTabE": "lightformers.models.tabular.unitabe",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "Tempo")
-TABULAR: tuple[str, ...] = ("UniTabE",)
+FORECASTERS: tuple[str, ...] = (
+    "GPHT",
+    "ITransformer",
+    "LinearForecaster",
+    "TSMixer",
+    "Tempo",
+    "TinyTimeMixer",
+)
+TABULAR: tuple[str, ...] = ("RowTransformer", "TabDPT", "UniTabE")
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),

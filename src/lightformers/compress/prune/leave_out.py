@@ -75,13 +75,14 @@ def distance(new: Sequence[tuple[Tensor, bool]], old: Sequence[tuple[Tensor, boo
 def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     """(rows, width) of what a model gives, and whether the rows are logits of a distribution."""
     fields: Mapping[str, Any] = outputs
-    for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
+    kinds = {"embedding": False, "logits": True, "prediction": False, "last_hidden_state": False}
+    for name, distribution in kinds.items():
         if isinstance(value := fields.get(name), Tensor):
+            if name == "prediction":  # (windows, horizon, channels): a window's forecast is one row
+                value = value.flatten(1)
             rows = calibration.real_tokens(value, batch.inputs.get("attention_mask"))
             return rows[:: -(-len(rows) // _ROWS)].float().clone(), distribution
-    raise TypeError(
-        f"the model gives {', '.join(fields)}: no embedding, logits or last_hidden_state among them"
-    )
+    raise TypeError(f"the model gives {', '.join(fields)}: no {', '.join(kinds)} among them")
 
 
 def _pass(
@@ -94,7 +95,7 @@ def _pass(
     def watch(index: int) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             nonlocal plain
-            plain = plain and isinstance(output, Tensor)
+            plain = plain and isinstance(output, Tensor) and index not in states  # a model may run them again
             states[index] = args[0] if args else kwargs["hidden_states"]
 
         return hook

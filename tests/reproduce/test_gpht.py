@@ -1,0 +1,71 @@
+"""The experiment of gpht on a tiny budget, its arms' sizes, and the windows of its mixture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_sets import needs
+
+from lightformers import reproduce
+from lightformers.reproduce import Finding, forecasters, gpht
+from lightformers.tasks.forecasting import Forecasting
+
+
+def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
+    needs("etth1", "ettm1_part", "exchange_rate")
+    made = reproduce.run("gpht", budget_seconds=2)
+    made.write(tmp_path)  # refuses NaN
+    assert Finding.read("gpht", tmp_path).slug == "gpht"
+    assert len(made.seeds) == 2 and "instead of 300" in made.limits
+    rows = {row["arm"]: row for row in made.table}
+    assert len(rows) == 4
+    for row in rows.values():
+        for horizon in (24, 48):
+            assert len(row[f"MSE, {horizon} hours"]["values"]) == 2
+    for arm, tuned in ((a, "pre-trained" in a) for a in rows):
+        assert ("MSE before tuning, 24 hours" in rows[arm]) == tuned
+    assert 0 < made.settings["error of the last day again"]["MSE, 24 hours"] < 2
+
+
+def test_arms_have_equal_parameters() -> None:
+    sizes = [forecasters.size(make) for make in gpht.makers().values()]
+    assert max(sizes) <= 1.02 * min(sizes)
+
+
+def test_windows_are_pieces_of_the_series() -> None:
+    series = [np.arange(300, dtype=np.float32), 1000 + np.arange(900, dtype=np.float32)]
+    feed = gpht.Mixture(series, 40, 3)
+    batch, again = feed.batch(5), feed.batch(5)
+    past, future = batch.inputs["past_values"], batch.targets["future_values"]
+    assert past.shape == (40, 168, 1) and future.shape == (40, 24, 1)
+    steps = torch.cat([past, future], 1).diff(dim=1)
+    assert torch.equal(steps, torch.ones_like(steps)) and torch.equal(past, again.inputs["past_values"])
+    assert (past[:, 0, 0] >= 1000).sum() > 20  # the longer series is drawn oftener
+    assert not torch.equal(past, feed.batch(6).inputs["past_values"])
+
+
+def test_tuning_moves_the_heads_alone() -> None:
+    time = np.arange(900)
+    values = np.stack([np.sin(time / 4), np.cos(time / 4)], 1)
+    task = Forecasting.from_values(values, ["a", "b"], 24, 168)
+    first, tuned = gpht.pretrained(
+        lambda: gpht.stages((4, 1), 1, 16), gpht.made_up(2, 400, 0), task, seed=0, steps=6
+    )
+    moved = {
+        name
+        for (name, old), new in zip(first.model.named_parameters(), tuned.model.parameters())
+        if not torch.equal(old, new)
+    }
+    assert moved == {f"stages.{i}.head.{kind}" for i in range(2) for kind in ("weight", "bias")}
+    found = gpht.errors(
+        tuned.model, {24: task, 30: Forecasting.from_values(values, ["a", "b"], 30, 168)}, gpht.cell
+    )
+    assert set(found) == {"MSE, 24 hours", "MSE, 30 hours"} and all(v > 0 for v in found.values())
+
+
+def test_made_up_series_have_one_scale() -> None:
+    for series in gpht.made_up(3, 500, 1):
+        assert series.mean() == pytest.approx(0, abs=1e-5) and series.std() == pytest.approx(1, abs=1e-5)
