@@ -167,6 +167,8 @@ _OWN = StackRow(
 )  # fmt: skip
 _SERIES = StackRow("encoder", ("layers",), ("attention.query",), ("attention.key",), ("attention.value",), ("attention.out",),
                    up=("up",), down=("down",), norms=("attention_norm", "ffn_norm"), final_norm=("norm",), head_dim="head_dim")  # fmt: skip
+_ROWS = StackRow("encoder", ("layers",), ("attention.q_proj",), ("attention.k_proj",), ("attention.v_proj",), ("attention.o_proj",),
+                 up=("mlp.up_proj",), down=("mlp.down_proj",), norms=("attention_norm", "mlp_norm"), head_dim="head_dim")  # fmt: skip
 _STAGES = tuple(replace(_SERIES, name=f"stage{i}", blocks=(f"stages.{i}.layers",), final_norm=(f"stages.{i}.norm",)) for i in range(8))  # fmt: skip
 
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
@@ -232,6 +234,8 @@ FAMILIES: tuple[Family, ...] = (
            refused=_no_width("the decoder of its prompts has the width of the encoder")
            | {"vocabulary": "the config names tokens of prompts and classes by number"}),
     *SERIES,
+    Family("tabdpt", ("lightformers-tabdpt",), (_ROWS,), native=frozenset({"blocks", "heads", "channels"}),
+           refused=_no_width("rows and labels are embedded in the width, and the head reads it")),
 )  # fmt: skip
 
 
