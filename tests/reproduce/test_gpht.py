@@ -10,6 +10,8 @@ import torch
 from data_sets import needs
 
 from lightformers import reproduce
+from lightformers.bundle import Bundle
+from lightformers.models.forecasting.output import Forecast
 from lightformers.reproduce import Finding, forecasters, gpht
 from lightformers.tasks.forecasting import Forecasting
 
@@ -60,10 +62,22 @@ def test_tuning_moves_the_heads_alone() -> None:
         if not torch.equal(old, new)
     }
     assert moved == {f"stages.{i}.head.{kind}" for i in range(2) for kind in ("weight", "bias")}
-    found = gpht.errors(
-        tuned.model, {24: task, 30: Forecasting.from_values(values, ["a", "b"], 30, 168)}, gpht.cell
-    )
+    later = Forecasting.from_values(values, ["a", "b"], 30, 168)
+    found = gpht.errors(tuned, later, (24, 30), gpht.cell)
     assert set(found) == {"MSE, 24 hours", "MSE, 30 hours"} and all(v > 0 for v in found.values())
+    whole = forecasters.error(Bundle(Thirty(tuned.model), None), later)
+    assert found["MSE, 30 hours"] == pytest.approx(whole, rel=1e-5)
+
+
+class Thirty(torch.nn.Module):
+    """Forecasts 30 steps."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, past_values: torch.Tensor) -> Forecast:
+        return Forecast(self.model.forecast(past_values, 30))
 
 
 def test_made_up_series_have_one_scale() -> None:

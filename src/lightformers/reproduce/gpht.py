@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,14 +135,12 @@ def before(horizon: int) -> str:
 
 
 def errors(
-    model: nn.Module, tasks: Mapping[int, Forecasting], name: Callable[[int], str]
+    bundle: Bundle, scored: Forecasting, horizons: Sequence[int], name: Callable[[int], str]
 ) -> dict[str, float]:
-    """Of every horizon, forecast by the same weights."""
-
-    return {
-        name(h): forecasters.error(Bundle(forecasters.Asked(model, h), None), task)
-        for h, task in tasks.items()
-    }
+    """Of every horizon, forecast by the same weights on the windows of `scored`, whose horizon is the longest."""
+    model: Any = bundle.model.eval()
+    found = forecasters.errors(lambda past: model.forecast(past, max(horizons)), scored, horizons)
+    return {name(h): error for h, error in zip(horizons, found)}
 
 
 def pretrained(
@@ -161,14 +160,17 @@ def pretrained(
 
 
 def trials(tasks: Mapping[int, Forecasting], series: Sequence[NDArray[np.float32]]) -> list[recall.Trial]:
-    """The arms. All autoregressive ones learn from windows of the shortest horizon, one segment."""
-    models, taught = makers(), tasks[_TOKEN]
+    """The arms. All autoregressive ones learn from windows of the shortest horizon, one segment; all are scored on the
+    windows of the longest."""
+    models, taught, horizons = makers(), tasks[_TOKEN], list(tasks)
+    scored = tasks[max(horizons)]
 
     def through(arm: str) -> recall.Trial:
+        def measure(two: tuple[Bundle, Bundle]) -> dict[str, float]:
+            return errors(two[1], scored, horizons, cell) | errors(two[0], scored, horizons, before)
+
         return recall.Trial(
-            arm,
-            lambda seed, steps: pretrained(models[arm], series, taught, seed, steps),
-            lambda two: errors(two[1].model, tasks, cell) | errors(two[0].model, tasks, before),
+            arm, lambda seed, steps: pretrained(models[arm], series, taught, seed, steps), measure
         )
 
     def direct(seed: int, steps: int) -> dict[int, Bundle]:
@@ -177,17 +179,22 @@ def trials(tasks: Mapping[int, Forecasting], series: Sequence[NDArray[np.float32
             h: forecasters.learn(models[f"{h}"], task, _WINDOWS, _LR, seed, each) for h, task in tasks.items()
         }
 
+    def apart(bundles: dict[int, Bundle]) -> dict[str, float]:
+        found = {}
+        for h, bundle in bundles.items():
+            model: Any = bundle.model.eval()
+            found[cell(h)] = forecasters.errors(lambda x, m=model: m(x).prediction, scored, [h])[0]  # type: ignore[misc]
+        return found
+
     return [
         through(_STAGES),
         through(_FLAT),
         recall.Trial(
             _ALONE,
             lambda seed, steps: forecasters.learn(models[_ALONE], taught, _WINDOWS, _LR, seed, steps),
-            lambda bundle: errors(bundle.model, tasks, cell),
+            lambda bundle: errors(bundle, scored, horizons, cell),
         ),
-        recall.Trial(
-            _DIRECT, direct, lambda b: {cell(h): forecasters.error(b[h], task) for h, task in tasks.items()}
-        ),
+        recall.Trial(_DIRECT, direct, apart),
     ]
 
 
@@ -199,7 +206,8 @@ def run(budget: float = common.FULL) -> Finding:
     horizons = _HORIZONS[: 2 if clock.short else None]
     tasks = {h: forecasters.benchmark("etth1", h, _CONTEXT, every) for h in horizons}
     series = mixture(clock.size(64, 2))
-    found = recall.contest(clock, seeds, {"etth1": (1.0, trials(tasks, series))})
+    arms = {"etth1": (1.0, trials(tasks, series))}
+    found = recall.contest(clock, seeds, arms, probe=3 if clock.short else 30)
     return _conclude(clock, seeds, found, horizons, tasks, every)
 
 
@@ -212,18 +220,17 @@ def less(found: recall.Contest, over: str, horizons: Sequence[int]) -> list[floa
     return [sum(values) / len(each) for values in zip(*each)]
 
 
-def seasonal(task: Forecasting) -> float:
-    """The error of the last day again and again."""
-    return forecasters.error(Bundle(forecasters.Again(24, task.horizon), None), task)
-
-
 def _conclude(
     clock: common.Clock, seeds: tuple[int, ...], found: recall.Contest, horizons: Sequence[int],
     tasks: Mapping[int, Forecasting], every: int,
 ) -> Finding:  # fmt: skip
     against = {arm: less(found, arm, horizons) for arm in (_FLAT, _ALONE, _DIRECT)}
     ends = {h: less(found, _DIRECT, [h]) for h in (horizons[0], horizons[-1])}
-    naive = {h: seasonal(task) for h, task in tasks.items()}
+    longest = max(horizons)
+    again = forecasters.errors(
+        lambda x: forecasters.Again(24, longest)(x).prediction, tasks[longest], horizons
+    )
+    naive = dict(zip(horizons, again))
     verdict = common.together(*map(reproduce.judge, against.values()))
     reached = sum(found.scores[_STAGES][cell(horizons[0])]) / len(seeds)
     known = reached < naive[horizons[0]]
