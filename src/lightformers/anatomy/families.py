@@ -292,6 +292,9 @@ FAMILIES: tuple[Family, ...] = (
            refused=_no_width("each of its layers names sizes of its own")),
     Family("itransformer", ("lightformers-itransformer",), (_SERIES,), native=frozenset(CUTS) - {"vocabulary"}),
     Family("gpht", ("lightformers-gpht",), _STAGES, native=frozenset({"blocks", "heads", "channels"}), refused=_no_width("its stages share one hidden size")),
+    Family("unitabe", ("lightformers-unitabe",), (replace(_SERIES, words=("unit.words",), final_norm=()),), native=frozenset({"blocks", "heads", "channels"}),
+           refused=_no_width("the decoder of its prompts has the width of the encoder")
+           | {"vocabulary": "the config names tokens of prompts and classes by number"}),
 )  # fmt: skip
 
 

@@ -15,12 +15,24 @@ MODELS: dict[str, str] = {
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
     "GPHT": "lightformers.models.forecasting.gpht",
+    "LinearForecaster": "lightformers.models.forecasting.linear",
     "ITransformer": "lightformers.models.forecasting.itransformer",
+    "TSMixer": "lightformers.models.forecasting.tsmixer",
+    "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
     "Tempo": "lightformers.models.forecasting.tempo",
+    "TinyTimeMixer": "lightformers.models.forecasting.ttm",
+    "UniTabE": "lightformers.models.tabular.unitabe",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "Tempo")
-TABULAR: tuple[str, ...] = ()
+FORECASTERS: tuple[str, ...] = (
+    "GPHT",
+    "ITransformer",
+    "LinearForecaster",
+    "TSMixer",
+    "Tempo",
+    "TinyTimeMixer",
+)
+TABULAR: tuple[str, ...] = ("UniTabE",)
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),

@@ -20,7 +20,10 @@ from lightformers.files import read_json, write_json
 
 FILE = "processor_config.json"
 #: Class name, as the file writes it -> where the class is. Only these are ever looked up.
-CLASSES: dict[str, str] = {"SeriesProcessor": "lightformers.processors.series"}
+CLASSES: dict[str, str] = {
+    "SeriesProcessor": "lightformers.processors.series",
+    "UniTabEProcessor": "lightformers.processors.unitabe",
+}
 
 
 class Processor(ABC):
