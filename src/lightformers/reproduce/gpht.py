@@ -13,7 +13,6 @@ horizon, which share the updates. Expected: the hierarchy no worse than one stag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lightformers import reproduce, train
-from lightformers.bundle import Batch, Bundle
+from lightformers.bundle import Bundle
 from lightformers.models.forecasting.gpht import BACKBONE, GPHT, GPHTConfig
 from lightformers.reproduce import common, forecasters, recall
 from lightformers.reproduce.finding import Finding
 from lightformers.tasks.forecasting import Forecasting
 from lightformers.train.forecasting import objective
+from lightformers.train.resolutions import Source, SourceFeed
 
 CLAIM = (
     "One pre-trained model of coarse and fine stages, only its heads tuned, forecasts every horizon better than forecasters "
@@ -44,8 +44,8 @@ _BEFORE, _LR, _TUNING = 0.8, 2e-3, 1e-3
 _SERIES, _WINDOWS = 64, 9
 
 
-def made_up(count: int, length: int, seed: int) -> list[NDArray[np.float32]]:
-    """Series with a drifting level, one or two waves, and noise that remembers; each (length,)."""
+def made_up(count: int, length: int, seed: int) -> NDArray[np.float64]:
+    """(length, count): each with a drifting level, one or two waves, and noise that remembers."""
     drawn, made = np.random.default_rng(seed), []
     time = np.arange(length)
     for _ in range(count):
@@ -56,41 +56,16 @@ def made_up(count: int, length: int, seed: int) -> list[NDArray[np.float32]]:
         noise, keep = drawn.standard_normal(length), drawn.uniform(0, 0.8)
         for t in range(1, length):
             noise[t] += keep * noise[t - 1]
-        x = x + 0.3 * noise
-        made.append(((x - x.mean()) / x.std()).astype(np.float32))
-    return made
+        made.append(x + 0.3 * noise)
+    return np.stack(made, 1)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Windows of single series, the longer the oftener; a `train.Batches`. A window is the past and the segment after."""
-
-    series: Sequence[NDArray[np.float32]]
-    size: int
-    seed: int
-
-    def batch(self, position: int) -> Batch:
-        drawn = np.random.default_rng((self.seed, position))
-        rooms = np.array([len(s) - _CONTEXT - _TOKEN + 1 for s in self.series])
-        cut = []
-        for which in drawn.choice(len(rooms), self.size, p=rooms / rooms.sum()):
-            start = drawn.integers(rooms[which])
-            cut.append(self.series[which][start : start + _CONTEXT + _TOKEN])
-        both = torch.from_numpy(np.stack(cut))[..., None]
-        future = both[:, _CONTEXT:]
-        return Batch(
-            {"past_values": both[:, :_CONTEXT]},
-            {"future_values": future, "future_observed_mask": torch.ones_like(future).bool()},
-        )
-
-
-def mixture(count: int) -> list[NDArray[np.float32]]:
-    """The training rows of ETTm1 and of the exchange rates, channel by channel and standardised, and `count` made up."""
-    found = made_up(count, 2000, 0)
+def mixture(count: int) -> list[Source]:
+    """The training rows of ETTm1 and of the exchange rates, and `count` series made up."""
+    found = [Source("made up", made_up(count, 2000, 0))]
     for name in ("ettm1_part", "exchange_rate"):
         task = forecasters.benchmark(name, _TOKEN, _CONTEXT, 8)
-        rows = task.processor(masked=False).standardise(task.series.values[: task.borders[0]])
-        found += [np.ascontiguousarray(channel) for channel in rows.T]
+        found.append(Source(name, task.series.values[: task.borders[0]]))
     return found
 
 
@@ -144,7 +119,7 @@ def errors(
 
 
 def pretrained(
-    make: Callable[[], nn.Module], series: Sequence[NDArray[np.float32]], task: Forecasting, seed: int, steps: int
+    make: Callable[[], nn.Module], series: Sequence[Source], task: Forecasting, seed: int, steps: int
 ) -> tuple[Bundle, Bundle]:  # fmt: skip
     """A model after pre-training, and a copy of it whose heads were tuned to the task."""
     with torch.random.fork_rng():
@@ -153,13 +128,13 @@ def pretrained(
     first = Bundle(model, task.processor(masked=False), "forecasting")
     early = max(int(_BEFORE * steps), 1)
     settings = train.Settings(steps=early, lr=_LR, warmup=0.1, weight_decay=0.0, precision="fp32", seed=seed)
-    train.fit(model, Mixture(series, _SERIES, seed), objective(model), settings)
+    train.fit(model, SourceFeed(series, _CONTEXT, _TOKEN, _SERIES, seed), objective(model), settings)
     tuned = first.copy()
     forecasters.go_on(tuned, task, _WINDOWS, _TUNING, seed, max(steps - early, 1), BACKBONE)
     return first, tuned
 
 
-def trials(tasks: Mapping[int, Forecasting], series: Sequence[NDArray[np.float32]]) -> list[recall.Trial]:
+def trials(tasks: Mapping[int, Forecasting], series: Sequence[Source]) -> list[recall.Trial]:
     """The arms. All autoregressive ones learn from windows of the shortest horizon, one segment; all are scored on the
     windows of the longest."""
     models, taught, horizons = makers(), tasks[_TOKEN], list(tasks)
