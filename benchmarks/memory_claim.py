@@ -77,11 +77,14 @@ def model(shape: dict[str, int]) -> Bundle:
 
 
 def child(name: str, shape: dict[str, int]) -> None:
-    """What a process does: "imports" nothing more, "model" builds it, a method is applied as a recipe applies it."""
+    """What a process does: "imports" what any model needs, "model" builds it, a method is applied as a recipe applies it."""
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
     if name == "imports":
+        model(
+            {**shape, "blocks": 1, "width": shape["heads"], "vocabulary": 8}
+        )  # its modules come with the first one
         return
     bundle = model(shape)
     if name == "model":
