@@ -142,7 +142,8 @@ def _made_for(task: Forecasting, model: Any, config: Any) -> SeriesProcessor:
         raise DataError(
             f"the series has missing values, and a {type(model).__name__} takes no past_observed_mask: fill them first"
         )
-    return task.processor(known=bool(getattr(config, "known_channels", None)))
+    marks, known = (bool(getattr(config, name, None)) for name in ("num_time_features", "known_channels"))
+    return task.processor(marks=marks, known=known)
 
 
 def _same(task: Forecasting, held: SeriesProcessor) -> None:
@@ -161,7 +162,7 @@ def _same(task: Forecasting, held: SeriesProcessor) -> None:
     asked = [held.columns[i] for i in held.known if i not in task.known]
     if asked:
         raise DataError(
-            f"the model reads the future of {', '.join(asked)}: say that it is known with --known {' --known '.join(asked)}"
+            f"the model reads the future of {', '.join(asked)}: say that it is known with --known {','.join(asked)}"
         )
     if held.marks and (found := task.series.marks()) is None:
         raise DataError("the model reads the calendar: name the column of time stamps with --timestamp")

@@ -23,6 +23,7 @@ from lightformers.train.state import TrainState
 
 Objective = Callable[[nn.Module, Batch], Tensor]
 Progress = Callable[[dict[str, Any]], None]
+Halt = Callable[[], bool]
 
 
 class Diverged(UserError):
@@ -79,7 +80,7 @@ class Settings:
 @dataclass
 class TrainResult:
     """steps, tokens, seconds: of the whole training, earlier parts included. loss: mean over the last tenth of the
-    updates made here. losses: one per update made here. state: what `fit(state=...)` goes on from. stopped: `halt` said so."""
+    updates made here. losses: one per update made here. state: to go on from. stopped: by `halt`."""
 
     steps: int
     tokens: int
@@ -98,17 +99,16 @@ def fit(
     progress: Progress | None = None,
     state: TrainState | None = None,
     device: str | torch.device = "cpu",
-    halt: Callable[[], bool] | None = None,
+    halt: Halt | None = None,
 ) -> TrainResult:
     """Train `module` in place; returns it in the mode (train or eval) in which it came.
-
     batches: a `Feed`, or a sequence of batches that is gone through again and again.
     objective: `(module, batch) -> scalar loss`; if it is an `nn.Module`, its parameters are trained too.
     progress: called about twice a second with {"step", "loss", "tokens_per_second", "seconds_left", "fraction",
         "seconds"}; seconds_left is to `until`, seconds and fraction are of the whole budget.
-    halt: asked after every update; training ends there where it says so, whatever is left of the budget.
-    state: of an earlier part of the same training. Raises Diverged where the loss is not finite (the weights are
-    then those of the last good update), UserError where nothing is left to train; out of memory stays RuntimeError.
+    halt: asked after every update, ends training there. state: of an earlier part of the same training.
+    Raises Diverged where the loss is not finite (the weights are then those of the last good update), UserError where
+    nothing is left to train; out of memory stays RuntimeError.
     """
     source: Batches = batches if hasattr(batches, "batch") else _Cycle(batches)
     accelerator = _accelerator(device)
@@ -137,7 +137,7 @@ def _train(
     settings: Settings,
     progress: Progress | None,
     state: TrainState | None,
-    halt: Callable[[], bool] | None,
+    halt: Halt | None,
 ) -> TrainResult:
     done = (
         TrainState(step=state.step, batches=state.batches, tokens=state.tokens, seconds=state.seconds)
@@ -147,8 +147,7 @@ def _train(
     before, start = dataclasses.replace(done), time.monotonic()
     losses: list[float] = []
     told = released = start
-    stopped = False
-    ahead = 0.0  # half an update: stopping is nearest to the budget, not always after it
+    stopped, ahead = False, 0.0  # half an update: stopping is nearest to the budget, not always after it
     while not stopped and (fraction := _fraction(done, settings, ahead)) < settings.until:
         losses.append(update(done, settings.lr * factor(fraction, settings.warmup, settings.schedule)))
         now = time.monotonic()

@@ -16,8 +16,8 @@ from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.parts.series import Window
 
 ATTENTIONS = ("softmax", "identity")
-#: How the official scripts train on ETTh1, by horizon: the preset, and the settings of the training loop. Both their
-#: first epochs run at the full rate: they halve it after each epoch from the second on.
+#: How the official scripts train on ETTh1, by horizon: preset, window, and fields of `train.forecasting.Epochs`. (The
+#: official loop halves the rate from the third epoch on, the first two have the same.)
 RECIPE: dict[int, dict[str, Any]] = {
     horizon: {
         "preset": f"itransformer-etth1-{horizon}", "context": 96, "epochs": 10, "patience": 3, "batch": 32, "lr": 1e-4,
