@@ -12,6 +12,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress import calibration
 from lightformers.compress.prune.scores import output_distance
+from lightformers.memory import release
 from lightformers.steps import Run
 
 #: Rows of an output (tokens of a language model) that are compared per batch: logits of all would not fit.
@@ -53,6 +54,7 @@ def removal_order(
                         new, _ = rows(module(**batch.inputs), batch)
                     distance[i] += output_distance(new, reference, distribution) * len(reference)
             order.append(min(distance, key=lambda i: (distance[i], i)))
+            release()
     return order[:count]
 
 
