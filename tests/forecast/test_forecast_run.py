@@ -155,6 +155,23 @@ def test_every_family_forecasts(name: str, file: Path, monkeypatch: pytest.Monke
     assert found.report["chosen"]["named"] and found.report["data"]["context"] == 48
 
 
+def test_frames_arrays_and_lists_are_series_too() -> None:
+    import pandas
+
+    values = wave(200)[:, 0]
+    index = pandas.date_range("2024-03-01", periods=200, freq="D")
+    asked = {"model": "seasonal-naive", "budget": 1.0}
+    frame = lf.forecast(pandas.DataFrame({"x": values}, index=index), 7, **asked)
+    assert str(frame.stamps[0]).startswith("2024-09-17") and frame.columns == ("x",)
+    column = lf.forecast(pandas.Series(values, index=index, name="y"), 7, **asked)
+    assert column.columns == ("y",) and np.allclose(column.forecast, frame.forecast)
+    listed = lf.forecast(values.tolist(), 7, **asked)
+    assert listed.stamps.tolist() == list(range(200, 207)) and listed.columns == ("value",)
+    rows = [{"when": str(t)[:10], "x": v} for t, v in zip(index, values)]
+    named = lf.forecast(rows, 7, timestamp="when", **asked)
+    assert named.report["data"]["timestamp"] == "when" and np.allclose(named.forecast, frame.forecast)
+
+
 def test_the_command_prints_the_table(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
