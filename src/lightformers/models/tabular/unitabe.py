@@ -94,7 +94,12 @@ class UniTabEConfig(PretrainedConfig):
         self.otherwise, self.target_units = float(otherwise), list(map(float, target_units))
         if task == CLASSES and "id2label" not in options:
             options.setdefault("num_labels", len(self.label_ids))
-        super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **options)  # fmt: skip
+        special: Any = {
+            "pad_token_id": pad_token_id,
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+        }
+        super().__init__(**special, **options)
 
 
 @dataclass
@@ -157,7 +162,7 @@ class UniTabE(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.unit.words
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.unit.words = value
 
     def encode(
