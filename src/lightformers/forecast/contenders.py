@@ -231,6 +231,8 @@ def outfitted(model: Any, task: Forecasting, bundle: Bundle | None = None) -> Bu
     )  # fmt: skip
     made = bundle or Bundle(model, None, "forecasting")
     made.processor = processor
+    if bundle is None and known and hasattr(model, "start_known"):
+        model.start_known(torch.from_numpy(processor.standardise(task.series.values[: task.borders[0]])))
     return made
 
 

@@ -135,7 +135,7 @@ def _conclude(
     apart = {
         arm: [1 - z / other for z, other in zip(zero, found.scores[arm][_ZERO])]
         for arm in _ARMS
-        if arm != _WHOLE
+        if arm != _WHOLE and arm in found.scores
     }
     verdict = common.together(*(reproduce.judge(v) for v in (*beats.values(), gained)))
     table = [reproduce.row(arm, **cells) for arm, cells in found.scores.items()]

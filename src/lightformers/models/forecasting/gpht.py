@@ -131,7 +131,7 @@ class GPHT(PreTrainedModel):
     def __init__(self, config: GPHTConfig) -> None:
         super().__init__(config)
         self.stages = nn.ModuleList(Stage(config, rate) for rate in config.pooling)
-        self._without_values = self.stages[0].head.weight.is_meta
+        self._without_values = next(self.parameters()).is_meta
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

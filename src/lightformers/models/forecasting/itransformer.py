@@ -16,15 +16,15 @@ from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.parts.series import Window
 
 ATTENTIONS = ("softmax", "identity")
-#: How the official scripts train on ETTh1, by horizon: the preset, and fields of `train.forecasting.Epochs`. (The official
-#: loop halves the rate from the third epoch on, the first two have the same.)
+#: How the official scripts train on ETTh1, by horizon: preset, window, and fields of `train.forecasting.Epochs`. (The
+#: official loop halves the rate from the third epoch on, the first two have the same.)
 RECIPE: dict[int, dict[str, Any]] = {
     horizon: {
-        "preset": f"itransformer-etth1-{horizon}",
-        "epochs": {"epochs": 10, "patience": 3, "batch": 32, "lr": 1e-4, "schedule": "halve"},
+        "preset": f"itransformer-etth1-{horizon}", "context": 96, "epochs": 10, "patience": 3, "batch": 32, "lr": 1e-4,
+        "schedule": "halve", "dropout": True,
     }
     for horizon in (96, 192, 336, 720)
-}
+}  # fmt: skip
 
 
 class ITransformerConfig(PretrainedConfig):
