@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lightformers.errors import UserError
-from lightformers.models.language.layers import draw
+from lightformers.models.language.layers import drawn
 from lightformers.models.registry import register
 from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.parts.numerals import read
@@ -138,6 +138,7 @@ class UniTabE(PreTrainedModel):
     main_input_name = "input_ids"
     _no_split_modules = ["EncoderLayer"]
     _supports_sdpa = True
+    _init_weights = drawn
 
     def __init__(self, config: UniTabEConfig) -> None:
         super().__init__(config)
@@ -153,11 +154,6 @@ class UniTabE(PreTrainedModel):
         self.scalar = nn.Linear(words, 1) if scalar else None
         self._without_values = self.first.is_meta
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            draw(module, 0.02)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.unit.words
