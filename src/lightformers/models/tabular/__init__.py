@@ -25,6 +25,12 @@ def _unitabe(width: int, depth: int, heads: int, words: int = 30522) -> dict[str
 
 #: Names for `lightformers.create_model`.
 PRESETS: dict[str, Preset] = {
+    "tabdpt": Preset(
+        {},
+        25_801_227,
+        "lightformers.models.tabular.tabdpt:TabDPT",
+        source="the default configuration of the authors' code, arXiv 2410.18164; counted",
+    ),
     "unitabe-base": Preset(
         _unitabe(768, 12, 12), 91_982_595, _UNITABE, source="arXiv 2307.09249, the released fine-tuning model"
     ),
