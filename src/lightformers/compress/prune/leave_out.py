@@ -75,12 +75,9 @@ def distance(new: Sequence[tuple[Tensor, bool]], old: Sequence[tuple[Tensor, boo
 def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     """(rows, width) of what a model gives, and whether the rows are logits of a distribution."""
     fields: Mapping[str, Any] = outputs
-    for name in (
-        "prediction",
-        "prediction_outputs",
-    ):  # (windows, horizon, channels): a window's forecast is one row
+    for name in ("prediction", "prediction_outputs"):
         if isinstance(value := fields.get(name), Tensor):
-            value = value.flatten(1)
+            value = value.reshape(len(value), -1)  # (windows, horizon, channels) or (rows,): each is one row
             return value[:: -(-len(value) // _ROWS)].float().clone(), False
     for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
         if isinstance(value := fields.get(name), Tensor):
