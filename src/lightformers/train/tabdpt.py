@@ -116,7 +116,8 @@ def pretrain(
             optimizer.restore(state.tensors)
             held.scatter()
             spent = state.seconds
-        began, last, losses = time.monotonic() - spent, time.monotonic(), []
+        began, last = time.monotonic() - spent, time.monotonic()
+        losses: list[float] = []
 
         def note() -> None:
             used.load_state_dict(optimizer.averages())

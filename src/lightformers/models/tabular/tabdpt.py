@@ -103,10 +103,14 @@ def moments(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def limits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Where columns are clipped: four deviations from the mean, both once more without what lies farther out."""
+    """Where columns are clipped: four deviations from the mean, both once more without what lies farther out.
+
+    Where nothing varies without that (a mark that few rows have), the first estimate stays: else it would be lost.
+    """
     seen = ~x.isnan()
-    mean, deviation = moments(x, seen)
-    mean, deviation = moments(x, seen & ((x - mean).abs() <= CLIP * deviation))
+    whole = moments(x, seen)
+    inner = moments(x, seen & ((x - whole[0]).abs() <= CLIP * whole[1]))
+    mean, deviation = (torch.where(inner[1] > 0, a, b) for a, b in zip(inner, whole))
     return mean - CLIP * deviation, mean + CLIP * deviation
 
 
