@@ -89,8 +89,8 @@ def child(name: str, shape: dict[str, int]) -> None:
     (method,) = named([name])
     steps = list(method.make(RATIOS.get(name, RATIO), bundle))
     if name == "obert":
-        # as many gradients as show what is held, and inverse Fisher blocks of one layer at a time
-        steps[0] = dataclasses.replace(steps[0], gradients=2, batch=2, memory=statistics(name, shape) / 1e9)  # type: ignore[type-var]
+        # as many gradients as show what is held, and inverse Fisher blocks of half the largest layer at a time
+        steps[0] = dataclasses.replace(steps[0], gradients=2, batch=2, memory=statistics(name, shape) / 2e9)  # type: ignore[type-var]
     Recipe(steps).apply(bundle, Random(shape["vocabulary"], shape["length"]), Run(dtype="fp32"))
 
 

@@ -35,6 +35,7 @@ _PUBLIC: dict[str, tuple[str, str | None]] = {
     "reproduce": ("lightformers.reproduce", None),
     "runners": ("lightformers.runners", None),
     "stats": ("lightformers.stats", None),
+    "tabular": ("lightformers.tabular", None),
     "tasks": ("lightformers.tasks", None),
     "train": ("lightformers.train", None),
 }
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
         reproduce,
         runners,
         stats,
+        tabular,
         tasks,
         train,
     )

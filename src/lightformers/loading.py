@@ -54,7 +54,8 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
         from lightformers.manifest import build_from_manifest
 
         model: nn.Module = build_from_manifest(folder, config)
-        task = task or ("embedding" if sentence else head_of(type(model).__name__))
+        own = getattr(config, "task", None) or head_of(type(model).__name__)
+        task = task or ("embedding" if sentence else own)
         _check_head(type(model).__name__, task)
     else:
         model, task = _model(root, config, task or ("embedding" if sentence else None), trust_remote_code)

@@ -128,6 +128,21 @@ def test_without_dropout_and_while_recorded_it_is_the_reference() -> None:
     assert torch.allclose(dropped_mlp(x.T, *given, left=True).T, reference(x, *given), atol=1e-5)
 
 
+@pytest.mark.parametrize("left", [False, True])
+def test_blocks_are_the_reference(left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 16 rows and one that is smaller; in half precision too."""
+    monkeypatch.setattr("lightformers.kernels.dropped_mlp._BLOCK", 16 * 8)
+    torch.manual_seed(0)
+    given = [w.detach() for w in weights(4, 8, 4)]
+    x = torch.randn(4, 37, dtype=torch.float64) if left else torch.randn(37, 4, dtype=torch.float64)
+    assert torch.allclose(dropped_mlp(x, *given, left=left), reference(x, *given, left=left), atol=1e-12)
+    halves = [t.float() for t in (x, *given)]
+    with torch.autocast("cpu", torch.bfloat16):
+        made = dropped_mlp(*halves, left=left)
+        wanted = reference(*halves, left=left)
+    assert made.dtype == torch.bfloat16 and (made - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_under_autocast_it_computes_in_bfloat16() -> None:
     torch.manual_seed(0)
     given = [w.detach().float().requires_grad_() for w in weights(16, 32, 16)]

@@ -282,3 +282,15 @@ def test_other_windows_are_refused() -> None:
             model(past_values=past)
     with pytest.raises(UserError, match="hidden is"):
         TSMixerForPretraining(TSMixerConfig(**SMALL))(past_values=drawn(2, 21, 3), hidden=torch.ones(2, 3, 5))
+
+
+@pytest.mark.parametrize("fields", [FORMS[1], FORMS[4]])
+def test_it_can_be_recorded_for_any_batch(fields: dict[str, Any]) -> None:
+    model = made(**fields)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    recorded = torch.export.export(
+        model, (), {"past_values": drawn(2, 21, 3)}, dynamic_shapes={"past_values": {0: batch}}, strict=False
+    )
+    past = drawn(5, 21, 3)
+    found = recorded.module()(past_values=past)
+    assert torch.allclose(found.prediction, model(past_values=past).prediction, atol=1e-5)

@@ -74,6 +74,18 @@ def test_channel_mixer_gates_first(gated: bool) -> None:
     assert torch.allclose(mixer(x), wanted, atol=1e-12)
 
 
+def test_layers_that_are_looked_at_or_replaced_are_called() -> None:
+    mixer = shaken(Mixer(5, 6, Mixing(2, 0.0), True))
+    x = torch.randn(5, 2, 3, 6, dtype=torch.float64)
+    with torch.no_grad():
+        wanted, seen = mixer(x), []
+        handle = mixer.mlp.fc1.register_forward_hook(lambda layer, given, out: seen.append(out.shape))
+        assert torch.allclose(mixer(x), wanted) and seen == [(10, 36)]
+        handle.remove()
+        mixer.mlp.fc2 = nn.Sequential(mixer.mlp.fc2)
+        assert torch.allclose(mixer(x), wanted)
+
+
 def test_batch_norm_counts_every_state() -> None:
     mixer = Mixer(5, 6, Mixing(2, 0.0, norm="batch"), True).double().train()
     x = 3 + 2 * torch.randn(5, 8, 3, 6, dtype=torch.float64)

@@ -57,6 +57,12 @@ def test_cells_of_every_kind() -> None:
     assert [(c.type, c.missing) for c in missing] == [(NUMBER, True), (TEXT, True)]
     seen = UniTabEProcessor.learn([[{"flag": 0}, {"flag": 1}]]).cells({"flag": 1})
     assert seen[0].type == BINARY
+    assert MADE.cells({"hours_per_week": "12.50"})[0] == MADE.cells({"hours_per_week": 12.5})[0]
+    assert MADE.cells({"hours_per_week": "n/a"})[0].missing
+    assert (
+        MADE.cells({"married": 3})[0].type == NUMBER
+        and MADE.cells({"hours_per_week": "many"})[0].type == TEXT
+    )
 
 
 def test_columns_that_no_table_had() -> None:

@@ -82,7 +82,7 @@ def test_masked_batches_hide_what_they_ask_for() -> None:
         columns = (batch.inputs["types"] >= 0).sum(1)
         assert (hidden >= 1).all() and (hidden <= (columns // 2).clamp(min=1)).all()
         for prompt, answer, row in zip(batch.inputs["prompt_ids"], batch.targets["answer"], range(99)):
-            words = made.processor.text([int(t) for t in prompt if t])
+            words = made.processor.said([int(t) for t in prompt if t])
             assert words.startswith("recovery ") and words.endswith(" :")
             name = words[9:-2]
             names.add(name)

@@ -7,78 +7,12 @@ serves the bare backbone and every task head. Facts: transformers 5.0.0 to 5.23;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from lightformers.anatomy.records import Fused
+from lightformers.anatomy.rows import CUTS, Family, Names, StackRow
+from lightformers.anatomy.series import SERIES
 
-Names = tuple[str, ...]
-CUTS = ("blocks", "heads", "channels", "width", "vocabulary")
-
-
-@dataclass(frozen=True)
-class StackRow:
-    """One stack of blocks. The last group of fields are names of config fields ("" where there is none)."""
-
-    name: str
-    blocks: Names
-    q: Names = ()
-    k: Names = ()
-    v: Names = ()
-    o: Names = ()
-    qkv: Names = ()
-    fused: Fused = ""
-    q_norm: Names = ()
-    k_norm: Names = ()
-    cross: tuple[Names, Names, Names, Names] = ((), (), (), ())  # q, k, v, o of the cross-attention
-    cross_qkv: Names = ()
-    up: Names = ()
-    gate: Names = ()
-    down: Names = ()
-    packed: Names = ()  # gate and up in one linear
-    norms: Names = ()
-    words: Names = ()
-    positions: Names = ()
-    embedding_norm: Names = ()
-    final_norm: Names = ()
-    head_bias: Names = ()  # a position bias with one column per head, shared by all blocks of the stack
-    first_block_bias: str = ""  # the same, living in the first block's attention (t5)
-    shared: bool = False
-    head_count: int = 0  # only where neither module nor config tells
-    plain: Mapping[str, Names] = field(
-        default_factory=dict
-    )  # child of a block -> the classes of it that are read
-    rows: str = ""  # a config list with a mapping per layer that says its sizes: unequal layers reload
-    config: str = ""
-    depth: str = "num_hidden_layers"
-    heads: str = "num_attention_heads"
-    kv_heads: str = ""
-    head_dim: str = ""  # empty: the head size is width / heads
-    ffn: str = "intermediate_size"
-    width: str = "hidden_size"
-
-
-@dataclass(frozen=True)
-class Family:
-    """A row. native: cuts that reload in plain transformers; reasons: per other cut, why not.
-
-    refused: cuts that surgery does not do at all, with the reason; custom: those of them that it does where the result
-    need not be plain (a width with all heads kept). follows: config fields that are the hidden
-    size too, if they equal it. pad_counts: positions are counted from the pad id, which must keep its number.
-    channels_multiple: "width" if only multiples of the hidden size reload.
-    """
-
-    name: str
-    model_types: Names
-    stacks: tuple[StackRow, ...]
-    native: frozenset[str] = frozenset(CUTS)
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    custom: frozenset[str] = frozenset()
-    follows: Names = ()
-    pad_counts: bool = False
-    channels_multiple: str = ""
-
+__all__ = ["CUTS", "FAMILIES", "Family", "Names", "StackRow", "family_of"]
 
 _BOUND = "its config has no head size of its own (it is hidden size / heads), so fewer heads of the same size do not reload"
 _NO_HEADS = {
@@ -238,6 +172,7 @@ _ROWS = StackRow("encoder", ("layers",), ("attention.q_proj",), ("attention.k_pr
 _STAGES = tuple(replace(_SERIES, name=f"stage{i}", blocks=(f"stages.{i}.layers",), final_norm=(f"stages.{i}.norm",)) for i in range(8))  # fmt: skip
 
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
+_UNEQUAL = _no_width("each of its layers names sizes of its own")
 _SEQ2SEQ = _no_width("encoder and decoder share one hidden size; only one-stack models are cut in width")
 _SPEECH = _no_width(
     "the grouped convolution that gives the positions ties groups of hidden channels together "
@@ -288,15 +223,17 @@ FAMILIES: tuple[Family, ...] = (
            reasons={"heads": _BOUND}, refused=_SPEECH, custom=frozenset({"width"})),
     Family("whisper", ("whisper",), (_BART_ENCODER, _BART_DECODER), native=frozenset(CUTS) - {"width", "heads"},
            reasons={"heads": _BOUND}, refused=_SEQ2SEQ),
-    Family("decoder", ("lightformers-decoder",), (_OWN,), native=frozenset(CUTS) - {"width"},
-           refused=_no_width("each of its layers names sizes of its own")),
+    Family("decoder", ("lightformers-decoder",), (_OWN,), native=frozenset(CUTS) - {"width"}, refused=_UNEQUAL),
     Family("encoder", ("lightformers-encoder",), (replace(_OWN, name="encoder"),), native=frozenset(CUTS) - {"width"},
-           refused=_no_width("each of its layers names sizes of its own")),
+           refused=_UNEQUAL),
+    Family("rows", ("lightformers-rows",), (replace(_OWN, name="rows", words=(), positions=()),),
+           native=frozenset({"blocks", "heads", "channels"}), refused=_UNEQUAL),
     Family("itransformer", ("lightformers-itransformer",), (_SERIES,), native=frozenset(CUTS) - {"vocabulary"}),
     Family("gpht", ("lightformers-gpht",), _STAGES, native=frozenset({"blocks", "heads", "channels"}), refused=_no_width("its stages share one hidden size")),
     Family("unitabe", ("lightformers-unitabe",), (replace(_SERIES, words=("unit.words",), final_norm=()),), native=frozenset({"blocks", "heads", "channels"}),
            refused=_no_width("the decoder of its prompts has the width of the encoder")
            | {"vocabulary": "the config names tokens of prompts and classes by number"}),
+    *SERIES,
     Family("tabdpt", ("lightformers-tabdpt",), (_ROWS,), native=frozenset({"blocks", "heads", "channels"}),
            refused=_no_width("rows and labels are embedded in the width, and the head reads it")),
 )  # fmt: skip

@@ -51,6 +51,9 @@ def forecast(
             else "--demo brings its own series: leave the file out, or --demo"
         )
     spent = options.seconds(budget)
+    if pretrain and data is not None and Path(data).is_dir():
+        _from_folder(data, horizon, context, spent, seed, timestamp, out, quiet, json_)
+        return
     result = work(
         data, horizon, model=model, target=tuple(target or ()), known=tuple(known or ()), future=future,
         timestamp=timestamp, context=context, interval=interval, budget=spent, pretrain=pretrain, adapt=adapt,
@@ -63,3 +66,39 @@ def forecast(
     console.print(table(result.report))
     for name in result.files:
         console.print(str(result.folder / name) if result.folder else name, markup=False, highlight=False)
+
+
+def _from_folder(
+    folder: str, horizon: int | None, context: int | None, budget: float, seed: int, timestamp: str | None, out: Path,
+    quiet: bool, json_: bool,
+) -> None:  # fmt: skip
+    """Pre-train on all series of a folder; nothing is forecast."""
+    from lightformers.cli.console import out as console
+    from lightformers.cli.console import show_json
+    from lightformers.errors import UserError
+    from lightformers.forecast.pretraining import from_folder
+    from lightformers.slim.progress import Progress
+
+    if horizon is None:
+        raise UserError("say how many steps the model shall forecast: --horizon 96")
+    progress = Progress("lightformers forecast --pretrain", budget, ("data", "training"), quiet or json_)
+    _, facts = from_folder(
+        folder,
+        horizon,
+        context=context,
+        budget=budget,
+        seed=seed,
+        timestamp=timestamp,
+        out=out,
+        progress=progress,
+    )
+    if json_:
+        show_json(facts)
+        return
+    for note in facts["warnings"]:
+        console.print(note, markup=False, style="yellow")
+    console.print(
+        f"{facts['parameters']:,} parameters, pre-trained on {len(facts['series'])} files ({facts['rows']:,} rows) in "
+        f"{facts['seconds']:.0f} s; it looks {facts['context']} steps back and forecasts {facts['horizon']}"
+    )
+    console.print(f"forecast with it: lightformers forecast DATA.csv --model {facts['model']}", markup=False)

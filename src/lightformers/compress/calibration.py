@@ -245,7 +245,7 @@ def fast_precision(device: torch.device, dtype: str) -> Iterator[None]:
 
 def _similarity_hook(sums: list[float], current: list[Tensor | None]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before = args[0] if args else kwargs["hidden_states"]
+        before = anatomy.entering(args, kwargs)
         after = output if isinstance(output, Tensor) else output[0]
         a, b = real_tokens(before, current[0]).float(), real_tokens(after, current[0]).float()
         cosine = nn.functional.cosine_similarity(a, b, dim=-1)

@@ -22,6 +22,7 @@ from lightformers.export.graph import (
 )
 from lightformers.files import replacing
 from lightformers.runners import openvino_runner
+from lightformers.runners.unfold import without_unfold
 from lightformers.steps import Deploy
 from lightformers.telemetry import quiet
 
@@ -79,7 +80,7 @@ def save(
     how, note = "transformers.exporters", ""
     target = Path(folder) / "openvino"
     with replacing(target, directory=True) as new:
-        with quiet(), torch.no_grad():
+        with quiet(), torch.no_grad(), without_unfold():
             try:
                 exported = _by_transformers(module, inputs, deploy, sets)
                 exported.config = bundle.model.config

@@ -1,22 +1,18 @@
-"""Models that can be trained on a series: which there are, how large they are made for it, how they are trained; and those
-that a folder holds."""
+"""Models that can be trained on a series: which there are, how large they are made for it, how they are trained."""
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightformers.bundle import Bundle, load
-from lightformers.errors import DataError, ModelError, UserError
+from lightformers.bundle import Bundle
+from lightformers.errors import DataError, UserError
 from lightformers.models import forecasting as presets
-from lightformers.processors.series import SeriesProcessor
 from lightformers.tasks.forecasting import Forecasting
 
 Fields = dict[str, Any]
@@ -29,7 +25,8 @@ class Family:
     """A kind of model, made to the measure of a series.
 
     model: "module:Class". fields: of its configuration, besides context_length and prediction_length, for a task.
-    training: fields of `train.forecasting.Epochs`. share: of the training time, beside the others of a run.
+    training: fields of `train.forecasting.Epochs`. share: of the training time, beside the others of a run. frozen: what
+    stays as it is when a saved model is adapted: patterns of parameter names. known: it reads the future of known columns.
     """
 
     label: str
@@ -37,14 +34,8 @@ class Family:
     fields: Callable[[Forecasting], Fields] = lambda task: {}
     training: Mapping[str, Any] = field(default_factory=dict)
     share: float = 1.0
-
-    @property
-    def there(self) -> bool:
-        """Whether this version has it."""
-        try:
-            return hasattr(importlib.import_module(self.model.split(":")[0]), self.model.split(":")[1])
-        except ModuleNotFoundError:
-            return False
+    frozen: tuple[str, ...] = ()
+    known: bool = False
 
 
 def _marks(task: Forecasting) -> int:
@@ -66,12 +57,39 @@ def _segments(task: Forecasting) -> Fields:
     return {"token_length": token, "pooling": rates[token]}
 
 
+def patch(context: int, least: int) -> int:
+    """The longest patch, a power of two up to 64, of which a window holds at least so many."""
+    return max((size for size in (64, 32, 16, 8, 4, 2) if context // size >= least), default=1)
+
+
+def _tsmixer(task: Forecasting) -> Fields:
+    return {"patch_length": min(patch(task.context, 8), 8), "dropout": 0.3, "head_dropout": 0.3}
+
+
+def small_ttm(context: int) -> Fields:
+    """A Tiny Time Mixer of about a tenth of the published one, for two cores."""
+    return {"patch_length": patch(context, 6), "hidden_size": 64, "decoder_hidden_size": 64}
+
+
+def _ttm(task: Forecasting) -> Fields:
+    known = {**_known(task), "channel_context": 1} if task.known else {}
+    return {**small_ttm(task.context), **known}
+
+
 _MODELS = "lightformers.models.forecasting"
 #: Name -> how it is made. The sizes are the papers' for ETTh1 where they say some; smaller where those need a GPU.
 FAMILIES: dict[str, Family] = {
+    "tsmixer": Family(
+        "TSMixer", f"{_MODELS}.tsmixer:TSMixer", _tsmixer,
+        {"epochs": 12, "patience": 4, "lr": 1e-3, "schedule": "cosine", "windows": 4096},
+    ),
+    "ttm": Family(
+        "Tiny Time Mixer", f"{_MODELS}.ttm:TinyTimeMixer", _ttm,
+        {"epochs": 12, "patience": 4, "lr": 1e-3, "schedule": "cosine", "windows": 4096}, 1.0, ("backbone.*",), True,
+    ),
     "linear": Family(
         "Linear (trend, season)", f"{_MODELS}.linear:LinearForecaster", _known,
-        {"epochs": 10, "patience": 4, "lr": 3e-3, "schedule": "cosine", "windows": 8192}, 0.3,
+        {"epochs": 10, "patience": 4, "lr": 3e-3, "schedule": "cosine", "windows": 8192}, 0.3, (), True,
     ),
     "itransformer": Family(
         "iTransformer", f"{_MODELS}.itransformer:ITransformer",
@@ -85,12 +103,12 @@ FAMILIES: dict[str, Family] = {
     ),
 }  # fmt: skip
 #: Tried unless one is named.
-DEFAULT = ("tsmixer", "linear")
+DEFAULT, DEFAULT_KNOWN = ("tsmixer", "linear"), ("ttm", "linear")
 
 
 def names() -> list[str]:
     """What --model may name, besides baselines and folders."""
-    return [*(name for name, family in FAMILIES.items() if family.there), *presets.PRESETS]
+    return [*FAMILIES, *presets.PRESETS]
 
 
 @dataclass
@@ -136,7 +154,7 @@ def contender(name: str, task: Forecasting, seed: int) -> Contender:
 
     def make() -> Bundle:
         torch.manual_seed(seed)
-        return _bundle(_of_family(family, task) if family else _of_preset(name, task), task)
+        return outfitted(_of_family(family, task) if family else _of_preset(name, task), task)
 
     found = family or _kin(name)
     return Contender(
@@ -145,14 +163,12 @@ def contender(name: str, task: Forecasting, seed: int) -> Contender:
 
 
 def default(task: Forecasting, seed: int) -> list[Contender]:
-    """Those that are tried where none is named."""
-    return [contender(name, task, seed) for name in DEFAULT if FAMILIES.get(name) and FAMILIES[name].there]
+    """Those that are tried where none is named: with known columns, those that read their future."""
+    return [contender(name, task, seed) for name in (DEFAULT_KNOWN if task.known else DEFAULT)]
 
 
 def _of_family(family: Family, task: Forecasting) -> Any:
     module, name = family.model.split(":")
-    if not family.there:
-        raise UserError(f"this version has no {family.label}")
     cls = getattr(importlib.import_module(module), name)
     return cls(
         cls.config_class(context_length=task.context, prediction_length=task.horizon, **family.fields(task))
@@ -189,51 +205,13 @@ def _kin(name: str) -> Family:
     return same[0] if same else Family(name, presets.PRESETS[name].model)
 
 
-def folder_of(name: str) -> Path | None:
-    """The model's folder that --model means, also by the folder of the run that saved it; None for a name."""
-    if name in FAMILIES or name in presets.PRESETS or not Path(name).is_dir():
-        return None
-    inner = Path(name) / MODEL
-    return (
-        inner
-        if (inner / "config.json").is_file() and not (Path(name) / "config.json").is_file()
-        else Path(name)
-    )
+def reads_known(made: Contender) -> bool:
+    """Whether it reads the future of the known columns."""
+    return bool(made.bundle.processor.known)
 
 
-def opened(folder: str | Path) -> Bundle:
-    """The forecaster in a folder. Raises ModelError where it holds none."""
-    bundle = load(folder, task="forecasting")
-    if not getattr(bundle.model.config, "context_length", None):
-        raise ModelError(f"{folder} holds no forecaster: its config.json names no context_length")
-    return bundle
-
-
-def fitted(bundle: Bundle, task: Forecasting, adapt: bool, folder: str) -> Contender:
-    """The model of a folder for this series. For the columns that it was made for it keeps its scale; other series are
-    standardised by their own training rows. Raises DataError where it cannot read them."""
-    held, config = bundle.processor, bundle.model.config
-    channels = getattr(config, "num_input_channels", None)
-    if channels and channels != len(task.columns):
-        raise DataError(
-            f"the model in {folder} reads {channels} columns together, the series has {len(task.columns)} "
-            f"({', '.join(task.columns)}): train one, without --model {folder}"
-        )
-    if isinstance(held, SeriesProcessor) and held.columns == task.columns and held.known == task.known:
-        if task.missing and not held.masked:
-            _masked(bundle.model)
-            bundle.processor = dataclasses.replace(held, masked=True)
-    else:
-        _bundle(bundle.model, task, bundle)
-    kin = [f for f in FAMILIES.values() if f.model.endswith(f":{type(bundle.model).__name__}")]
-    label = f"{kin[0].label if kin else type(bundle.model).__name__} ({folder})"
-    if not adapt:
-        return Contender(folder, label, bundle, None)
-    training = paced(kin[0].training if kin else {}, task)
-    return Contender(folder, label, bundle, {**training, "lr": training["lr"] / 4}, make=bundle.copy().copy)
-
-
-def _masked(model: Any) -> bool:
+def masked(model: Any) -> bool:
+    """True. Raises DataError where the model cannot be told which values are missing."""
     if "past_observed_mask" not in inspect.signature(model.forward).parameters:
         raise DataError(
             f"the series has missing values, and a {type(model).__name__} cannot read a series with some: fill them, or name another --model"
@@ -241,18 +219,20 @@ def _masked(model: Any) -> bool:
     return True
 
 
-def _bundle(model: Any, task: Forecasting, bundle: Bundle | None = None) -> Bundle:
+def outfitted(model: Any, task: Forecasting, bundle: Bundle | None = None) -> Bundle:
     """With a processor that gives the model what it reads."""
     config = model.config
     known = bool(getattr(config, "known_channels", None))
     if known and tuple(config.known_channels) != task.known:
         raise DataError("the model reads the future of known columns: name the same ones with --known")
     processor = task.processor(
-        masked=task.missing and _masked(model), marks=bool(getattr(config, "num_time_features", 0)),
+        masked=task.missing and masked(model), marks=bool(getattr(config, "num_time_features", 0)),
         coded="frequency" in inspect.signature(model.forward).parameters and _codes(config), known=known,
     )  # fmt: skip
     made = bundle or Bundle(model, None, "forecasting")
     made.processor = processor
+    if bundle is None and known and hasattr(model, "start_known"):
+        model.start_known(torch.from_numpy(processor.standardise(task.series.values[: task.borders[0]])))
     return made
 
 

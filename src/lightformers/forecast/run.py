@@ -14,10 +14,21 @@ from numpy.typing import NDArray
 from lightformers.bundle import Bundle
 from lightformers.errors import Interrupted, UserError
 from lightformers.files import write_json
-from lightformers.forecast import baselines, conformal, contenders, data, page, reporting, verdict, written
+from lightformers.forecast import (
+    baselines,
+    conformal,
+    contenders,
+    data,
+    page,
+    reporting,
+    saved,
+    verdict,
+    written,
+)
 from lightformers.forecast.contenders import MODEL, Contender
 from lightformers.forecast.forecaster import beyond, bounded, everything, last, of_bundle
 from lightformers.forecast.judging import Judge, Said, choose
+from lightformers.forecast.pretraining import pretrained
 from lightformers.forecast.settings import Settings
 from lightformers.forecast.training import refit, trained
 from lightformers.slim.progress import Progress
@@ -82,14 +93,17 @@ class Session:
 
     def told(self, label: str) -> Callable[[dict[str, Any]], None]:
         """How a training goes."""
+        best = [float("inf")]
+        self.progress.trying(label)
 
         def say(event: dict[str, Any]) -> None:
-            if "mse" in event:
-                self.progress.log(
-                    f"{label}, epoch {event['epoch']:.0f}: error {event['mse']:.4f} on the search rows"
-                )
-            else:
+            if "mse" not in event:
                 self.progress.training(**event)
+            elif event["mse"] < best[0]:
+                best[0] = event["mse"]
+                self.progress.best(
+                    f"{label}, epoch {event['epoch']:.0f}: error {best[0]:.4f} on the search rows"
+                )
 
         return say
 
@@ -107,8 +121,12 @@ def forecast(
     """
     request = Settings(horizon=horizon, **settings)
     shown = progress or Progress(quiet=True)
-    if request.pretrain and _is_folder(series):
-        raise UserError(f"{series} is a folder: lightformers.forecast.pretrain.pretrain makes a model of it")
+    if isinstance(series, (str, Path)) and Path(series).is_dir():
+        raise UserError(
+            f"{series} is a folder, and one series is forecast: with --pretrain a folder makes a model"
+        )
+    if request.pretrain and request.model is not None:
+        raise UserError("--pretrain makes a Tiny Time Mixer: leave --model out")
     try:
         with shown:
             shown.phase("data")
@@ -116,10 +134,6 @@ def forecast(
             return _run(session, Path(out) if out is not None else None, command)
     except KeyboardInterrupt as stop:
         raise Interrupted("stopped: nothing was written") from stop
-
-
-def _is_folder(series: Any) -> bool:
-    return isinstance(series, (str, Path)) and Path(series).is_dir()
 
 
 def _begin(request: Settings, given: Any, future: Any, progress: Progress) -> Session:
@@ -131,11 +145,11 @@ def _begin(request: Settings, given: Any, future: Any, progress: Progress) -> Se
     if horizon is None and given is None:
         horizon = data.DEMO_HORIZON
     steps = horizon
-    place = None if request.model in (None, *baselines.NAMES) else contenders.folder_of(str(request.model))
+    place = None if request.model in (None, *baselines.NAMES) else saved.folder_of(str(request.model))
     if place is not None:
-        bundle = contenders.opened(place)
-        config: Any = bundle.model.config
-        steps, context = int(config.prediction_length), int(config.context_length)
+        bundle = saved.opened(place)
+        steps = saved.reaching(bundle, horizon)
+        context = int(getattr(bundle.model.config, "context_length", 0))
         horizon = horizon or steps
         if horizon > steps:
             raise UserError(
@@ -171,15 +185,18 @@ def _begin(request: Settings, given: Any, future: Any, progress: Progress) -> Se
 
 def _run(session: Session, out: Path | None, command: str) -> Result:
     settings, task, progress = session.settings, session.task, session.progress
-    asked = _contenders(session)
+    asked = [] if settings.pretrain else _contenders(session)
     bounded(task)
     judge = Judge(task, session.horizon)
     progress.phase("baselines")
     simple = baselines.judged(judge, FITTED * session.left, progress.trying)
-    progress.phase("training", max(TRAINED * session.left, 0.0) if asked else None)
-    done = trained(asked, task, judge, TRAINED * session.left, settings.seed, session.told)
+    progress.phase("training")
+    if settings.pretrain:
+        done = [pretrained(task, judge, (1 - FITTED) * session.left, settings.seed, session.told)]
+    else:
+        done = trained(asked, task, judge, TRAINED * session.left, settings.seed, session.told)
     rows = [*(d.said for d in done), *simple]
-    chosen, why = _chosen(settings, judge, rows)
+    chosen = _chosen(done[0].said.name if settings.pretrain else settings.model, rows)
     mine = next((d for d in done if d.said is chosen), None)
     widths = tuple(
         conformal.widths(np.concatenate([chosen.errors[p] for p in parts]), settings.interval)
@@ -197,7 +214,7 @@ def _run(session: Session, out: Path | None, command: str) -> Result:
     progress.phase("forecast")
     marked = bool(mine and mine.contender.bundle.processor.marks)
     said = forecaster(beyond(task, session.known, marked))[0, : session.horizon]
-    report = reporting.report(session, judge, rows, chosen, why, widths, again, said, held, command)
+    report = reporting.report(session, judge, rows, chosen, widths, again, said, held, command)
     report["rows"] = verdict.ordered(report["rows"])
     report |= {"advice": verdict.advice(report), "model": None}
     result = Result(
@@ -210,22 +227,27 @@ def _run(session: Session, out: Path | None, command: str) -> Result:
 def _contenders(session: Session) -> list[Contender]:
     settings, task = session.settings, session.task
     if session.folder is not None:
-        return [contenders.fitted(session.folder, task, settings.adapt, str(settings.model))]
+        return [saved.fitted(session.folder, task, settings.adapt, str(settings.model))]
     if settings.model is None:
         return contenders.default(task, settings.seed)
     if settings.model in baselines.NAMES:
         return []
-    return [contenders.contender(settings.model, task, settings.seed)]
+    made = contenders.contender(settings.model, task, settings.seed)
+    if task.known and not contenders.reads_known(made):
+        session.warnings.append(
+            f"{made.label} does not read the future of the known columns, only their past: {', '.join(n for n, f in contenders.FAMILIES.items() if f.known)} do"
+        )
+    return [made]
 
 
-def _chosen(settings: Settings, judge: Judge, rows: list[Said]) -> tuple[Said, str]:
+def _chosen(named: str | None, rows: list[Said]) -> Said:
     """The one that was named, else the best. Raises UserError where the named one failed."""
-    if settings.model is None:
-        return choose(judge, rows)
-    found = next(r for r in rows if r.name == settings.model)
+    if named is None:
+        return choose(rows)
+    found = next(r for r in rows if r.name == named)
     if found.error:
         raise UserError(f"{found.label} cannot forecast this series: {found.error}")
-    return found, ""
+    return found
 
 
 def _write(result: Result, out: Path) -> Result:

@@ -26,11 +26,12 @@ Told = Callable[[str], Callable[[dict[str, Any]], None]]
 
 @dataclass
 class Done:
-    """A contender that was trained, or that needed none (training None), with what it said."""
+    """A contender that was trained, or that needed none (training None), with what it said. untrained: what to say then."""
 
     contender: Contender
     said: Said
     training: Trained | None = None
+    untrained: str = "The model forecasts as it was saved: nothing was trained on this series."
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,13 @@ def trained(
                 said.error = str(error)
             said.seconds = time.monotonic() - started
         if not said.error:
-            _judged(said, judge)
+            judged(said, judge)
         out.append(done)
     return out
 
 
-def _judged(said: Said, judge: Judge) -> None:
+def judged(said: Said, judge: Judge) -> None:
+    """Let a model forecast the windows of both parts."""
     started = time.monotonic()
     mean, deviation = judge.scale
     try:
@@ -88,7 +90,7 @@ def refit(
     if done is None:
         return Refit(False, "The baseline was fitted to all rows."), None
     if done.training is None:
-        return Refit(False, "The model forecasts as it was saved: nothing was trained on this series."), None
+        return Refit(False, done.untrained), None
     if not wanted:
         return Refit(
             False, "The model was trained on the train rows alone, as asked for by --no-refit."

@@ -69,13 +69,17 @@ class MLP(nn.Module):
         self.dropout, self.left = mixing.dropout, left
 
     def forward(self, x: Tensor) -> Tensor:
-        layers = self.fc1, self.fc2
+        fc1, fc2 = self.fc1, self.fc2
         p = self.dropout if self.training else 0.0
-        if p and all(type(layer) in (LeftLinear, nn.Linear) for layer in layers):  # else: cut or quantized
-            return dropped_mlp(
-                x, layers[0].weight, layers[0].bias, layers[1].weight, layers[1].bias, p, self.left
-            )
-        return dropout(layers[1](dropout(F.gelu(layers[0](x)), p)), p)
+        if all(map(_plain, (fc1, fc2))):
+            return dropped_mlp(x, fc1.weight, fc1.bias, fc2.weight, fc2.bias, p, self.left)
+        return dropout(fc2(dropout(F.gelu(fc1(x)), p)), p)
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a layer is as it was made: neither cut, nor quantized, nor looked at."""
+    watched = layer._forward_hooks or layer._forward_pre_hooks
+    return type(layer) in (LeftLinear, nn.Linear) and not watched
 
 
 class Gate(nn.Module):

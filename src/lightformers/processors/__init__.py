@@ -23,6 +23,7 @@ FILE = "processor_config.json"
 CLASSES: dict[str, str] = {
     "SeriesProcessor": "lightformers.processors.series",
     "TabDPTProcessor": "lightformers.processors.tabdpt",
+    "TableProcessor": "lightformers.processors.table",
     "UniTabEProcessor": "lightformers.processors.unitabe",
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lightformers.errors import DataError
 from lightformers.processors import Processor, word_pieces
-from lightformers.processors.schema import Column, Row, Schema, missing
+from lightformers.processors.schema import Column, Row, Schema, marked, missing, number, text
 
 #: Types of cells: the row of the model's table of types.
 NUMBER, BINARY, TEXT = range(3)
@@ -138,19 +138,19 @@ class UniTabEProcessor(Processor):
         kind, values = self.kind(name)
         names = self._short(self.tokens(str(name)), name)
         cell = cell.item() if isinstance(cell, np.generic) else cell
-        if missing(cell):
-            ids = (self.token(word_pieces.MASK),)
-            return Cell(name, names, ids, _TYPES.get(kind, TEXT), True)
-        if isinstance(cell, bool):
-            kind, values, cell = kind or "binary", values or ("0", "1"), int(cell)
-        if isinstance(cell, int | float):
-            if kind == "binary" and values != ("0", "1"):
-                kind = "number"  # a number where two texts were known
-            return Cell(name, names, self._short(self.number(cell), name), _TYPES[kind or "number"], False)
-        if not isinstance(cell, str):
+        if missing(cell) or (kind == "number" and number(cell) is None and marked(cell)):
+            return Cell(name, names, (self.token(word_pieces.MASK),), _TYPES.get(kind, TEXT), True)
+        if not isinstance(cell, str) and number(cell) is None:
             raise DataError(f"the column {name} holds a {type(cell).__name__}: cells are numbers or texts")
+        if isinstance(cell, bool):
+            kind = kind or "binary"
+        elif not isinstance(cell, str) and text(cell) not in values:
+            kind = "number"
+        value = number(cell) if kind == "number" else None
+        if value is not None:
+            return Cell(name, names, self._short(self.number(value), name), NUMBER, False)
         kind = "text" if kind in ("", "number") else kind
-        return Cell(name, names, self._short(self.tokens(cell.strip()), name), _TYPES[kind], False)
+        return Cell(name, names, self._short(self.tokens(text(cell)), name), _TYPES[kind], False)
 
     def _short(self, ids: tuple[int, ...], name: str) -> tuple[int, ...]:
         if len(ids) > self.max_tokens:
@@ -189,7 +189,7 @@ class UniTabEProcessor(Processor):
 
         return [{"row": {name: value(kind, values) for name, kind, values in columns}} for _ in range(count)]
 
-    def text(self, ids: Sequence[int]) -> str:
+    def said(self, ids: Sequence[int]) -> str:
         """Tokens of an answer -> what they say; numerals are joined to a number."""
         pieces = [self.vocabulary[i] for i in ids]
         if pieces and all(p in word_pieces.NUMERALS for p in pieces):

@@ -14,18 +14,7 @@ from torch import Tensor
 from lightformers.bundle import Batch
 from lightformers.errors import DataError
 from lightformers.processors.series import FREQUENCIES
-
-#: Minutes between two rows, of the rates that can be told from them.
-_MINUTES = {
-    "s": 1 / 60,
-    "min": 1.0,
-    "5min": 5.0,
-    "10min": 10.0,
-    "15min": 15.0,
-    "30min": 30.0,
-    "h": 60.0,
-    "D": 1440.0,
-}
+from lightformers.tasks.stamps import SPANS
 
 
 @dataclass(frozen=True)
@@ -57,8 +46,8 @@ def down_sampled(source: Source, factor: int, how: Literal["mean", "pick"] = "me
     else:
         seen = np.isfinite(blocks).sum(1)
         values = np.where(seen > 0, np.nansum(blocks, 1) / np.maximum(seen, 1), np.nan)
-    minutes = _MINUTES.get(source.frequency, 0.0) * factor
-    frequency = next((name for name, m in _MINUTES.items() if m == minutes), "")
+    seconds = SPANS.get(source.frequency, 0) * factor
+    frequency = next((name for name, span in SPANS.items() if span == seconds and name in FREQUENCIES), "")
     return Source(f"{source.name} / {factor}" if factor > 1 else source.name, values, frequency)
 
 

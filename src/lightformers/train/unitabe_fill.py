@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -72,7 +71,7 @@ def _value(model: UniTabE, processor: UniTabEProcessor, name: str, memory: Memor
     allowed = torch.tensor([*numerals, end], device=model.device) if kind == "number" else None
     said: list[int] = model.say(memory, 24 if kind == "number" else processor.max_tokens, allowed)[0].tolist()
     said = said[: said.index(end)] if end in said else said
-    text = processor.text(said)
+    text = processor.said(said)
     if kind != "number":
         return text or None
     try:
@@ -83,9 +82,7 @@ def _value(model: UniTabE, processor: UniTabEProcessor, name: str, memory: Memor
 
 def likelihoods(model: UniTabE, processor: UniTabEProcessor, values: Sequence[str], memory: Memory) -> Tensor:
     """(values,) log-probabilities that exactly this is answered. memory: of one row and prompt."""
-    texts: list[Any] = [
-        processor.number(float(v)) if values == ("0", "1") else processor.tokens(v) for v in values
-    ]
+    texts = [processor.tokens(v) for v in values]
     read, said = (x.to(model.device) for x in given([t[: processor.max_tokens] for t in texts], processor))
     y = model.decoder(
         model.unit.words(read), (memory[0].expand(len(read), -1), memory[1].expand(len(read), -1))

@@ -25,8 +25,8 @@ from lightformers.steps import Run
 
 #: Gradients that are added to the sums at once: one pass over the sums for so many.
 _CHUNK = 16
-#: Blocks that are inverted at once, in float64.
-_INVERTED = 16384
+#: Blocks that are inverted at once, in float64: three times their memory is taken beside them.
+_INVERTED = 512
 
 
 def to_blocks(matrix: Tensor, size: int) -> Tensor:
@@ -105,8 +105,10 @@ def estimate(
         for path, rows in waiting.items():
             if rows:
                 g = torch.stack(rows, 1).float()  # (blocks, k, block)
-                totals[path] = torch.baddbmm(totals[path].to(g.device), g.transpose(1, 2), g)
                 rows.clear()
+                if totals[path].device != g.device:
+                    totals[path] = totals[path].to(g.device)
+                totals[path].baddbmm_(g.transpose(1, 2), g)
 
     for number, gradient in enumerate(gradients, 1):
         count = number

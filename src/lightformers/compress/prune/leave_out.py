@@ -75,14 +75,20 @@ def distance(new: Sequence[tuple[Tensor, bool]], old: Sequence[tuple[Tensor, boo
 def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     """(rows, width) of what a model gives, and whether the rows are logits of a distribution."""
     fields: Mapping[str, Any] = outputs
-    kinds = {"embedding": False, "logits": True, "prediction": False, "last_hidden_state": False}
-    for name, distribution in kinds.items():
+    for name in (
+        "prediction",
+        "prediction_outputs",
+    ):  # (windows, horizon, channels): a window's forecast is one row
         if isinstance(value := fields.get(name), Tensor):
-            if name == "prediction":  # (windows, horizon, channels): a window's forecast is one row
-                value = value.flatten(1)
+            value = value.flatten(1)
+            return value[:: -(-len(value) // _ROWS)].float().clone(), False
+    for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
+        if isinstance(value := fields.get(name), Tensor):
             rows = calibration.real_tokens(value, batch.inputs.get("attention_mask"))
             return rows[:: -(-len(rows) // _ROWS)].float().clone(), distribution
-    raise TypeError(f"the model gives {', '.join(fields)}: no {', '.join(kinds)} among them")
+    raise TypeError(
+        f"the model gives {', '.join(fields)}: no embedding, logits, prediction or last_hidden_state among them"
+    )
 
 
 def _pass(
@@ -96,7 +102,7 @@ def _pass(
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             nonlocal plain
             plain = plain and isinstance(output, Tensor) and index not in states  # a model may run them again
-            states[index] = args[0] if args else kwargs["hidden_states"]
+            states[index] = anatomy.entering(args, kwargs)
 
         return hook
 
@@ -126,12 +132,12 @@ def _without(
 
 def _override(block: nn.Module, states: Tensor | None) -> Callable[[], None]:
     def forward(*args: Any, **kwargs: Any) -> Tensor:
-        return (args[0] if args else kwargs["hidden_states"]) if states is None else states
+        return anatomy.entering(args, kwargs) if states is None else states
 
     block.forward = forward
     return lambda: delattr(block, "forward")
 
 
 def _hand_on(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-    before = args[0] if args else kwargs["hidden_states"]
+    before = anatomy.entering(args, kwargs)
     return before if isinstance(output, Tensor) else (before, *output[1:])

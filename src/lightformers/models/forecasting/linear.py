@@ -120,6 +120,22 @@ class LinearForecaster(PreTrainedModel):
             y = y + self._explained(future_values)
         return Forecast(prediction=y)
 
+    @torch.no_grad()
+    def start_known(self, rows: Tensor) -> None:
+        """Weights of the known channels by least squares of steps on steps, to learn on from.
+
+        rows: (n, channels) of the training part, in the units of past_values, NaN where missing. Few rows change nothing.
+        """
+        if self.known is None:
+            return
+        known = self.config.known_channels
+        others = [c for c in range(rows.shape[1]) if c not in known]
+        steps = rows.double().diff(dim=0)
+        steps = steps[torch.isfinite(steps).all(1)]
+        if len(steps) > 4 * len(known):
+            found = torch.linalg.lstsq(steps[:, known], steps[:, others], driver="gelsd").solution
+            self.known.weight.copy_(found.T)
+
     def _explained(self, values: Tensor) -> Tensor:
         """(batch, n, channels) -> the same shape: what known channels say of the others; 0 for themselves."""
         assert self.known is not None

@@ -10,7 +10,8 @@ from transformers import PretrainedConfig, PreTrainedModel, initialization
 
 from lightformers.errors import UserError
 from lightformers.kernels.dropout import dropout
-from lightformers.models.forecasting.output import Forecast, check_past
+from lightformers.models.forecasting.output import Forecast
+from lightformers.models.forecasting.scale import scaled, squared_error
 from lightformers.models.registry import register
 from lightformers.parts.patch_mixer import LeftLinear, MixerBlock, Mixing, per_channel
 from lightformers.parts.positions import sinusoids
@@ -19,10 +20,19 @@ from lightformers.parts.reconciliation import (
     HierarchyReconciliation,
     patch_sums,
 )
-from lightformers.parts.series import Window, patch_count, patches
+from lightformers.parts.series import patch_count, patches
 
 MODES = ("common_channel", "mix_channel", "hybrid")
 POSITIONS = (None, "learned", "sinusoidal")
+#: How the official notebook trains on ETTh1, by horizon: the preset, and the settings of the training loop. Its rate falls
+#: linearly over 100 epochs of which it runs eight; it stops after five that gain less than 0.001.
+RECIPE: dict[int, dict[str, Any]] = {
+    horizon: {
+        "preset": f"tsmixer-etth1-{horizon}", "context": 512, "epochs": 100, "patience": 5, "batch": 32, "lr": 1e-4,
+        "schedule": "constant", "dropout": True,
+    }
+    for horizon in (96, 192)
+}  # fmt: skip
 
 
 class TSMixerConfig(PretrainedConfig):
@@ -142,15 +152,6 @@ class PatchMixer(nn.Module):
         return x
 
 
-def scaled(past: Tensor, mask: Tensor | None, config: Any) -> tuple[Tensor, Window | None]:
-    """The window as the model reads it, missing values at the mean, and its scale (None where it is left as it is)."""
-    check_past(past, mask, config)
-    window = Window.of(past, mask)
-    if config.instance_norm:
-        return window.shrink(past, mask), window
-    return past if mask is None else torch.where(mask.bool(), past, window.mean), None
-
-
 @torch.no_grad()
 def started(module: nn.Module, deviation: float) -> None:
     """Linear layers at N(0, deviation), biases 0, norms at 1; what was loaded bears transformers' mark and stays."""
@@ -260,14 +261,6 @@ class TSMixer(PreTrainedModel):
         true = patch_sums(future if seen is None else torch.where(seen.bool(), future, 0.0), size)
         apart = squared_error(sums, true, whole) + squared_error(patch_sums(made, size), sums, whole)
         return error + apart / size**2
-
-
-def squared_error(made: Tensor, wanted: Tensor, seen: Tensor | None = None) -> Tensor:
-    """Mean over the places that were seen; 0 where there are none."""
-    apart = made.float() - wanted.float()
-    if seen is None:
-        return apart.square().mean()
-    return torch.where(seen.bool(), apart, 0.0).square().sum() / seen.sum().clamp(min=1)
 
 
 register()

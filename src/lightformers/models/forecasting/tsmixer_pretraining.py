@@ -12,7 +12,8 @@ from transformers.utils import ModelOutput
 
 from lightformers.errors import UserError
 from lightformers.kernels.dropout import dropout
-from lightformers.models.forecasting.tsmixer import PatchMixer, TSMixer, TSMixerConfig, scaled, started
+from lightformers.models.forecasting.scale import scaled
+from lightformers.models.forecasting.tsmixer import PatchMixer, TSMixer, TSMixerConfig, started
 from lightformers.models.registry import register
 from lightformers.parts.series import patches
 

@@ -12,7 +12,7 @@ from lightformers.errors import UserError
 from lightformers.kernels.dropout import dropout
 from lightformers.models.forecasting.initial import as_torch_starts
 from lightformers.models.forecasting.output import Forecast
-from lightformers.models.forecasting.tsmixer import scaled, squared_error
+from lightformers.models.forecasting.scale import scaled, squared_error
 from lightformers.models.forecasting.ttm_config import LEAST, TinyTimeMixerConfig
 from lightformers.models.registry import register
 from lightformers.parts.patch_mixer import MixerBlock, coarser, finer, per_channel

@@ -242,12 +242,12 @@ class UniTabE(PreTrainedModel):
         return self.unit.words.weight[self.config.bos_token_id].expand(memory[0].shape[0], -1)
 
     def _check(self, names: Sequence[Tensor], values: Sequence[Tensor], types: Tensor) -> None:
+        if not eager(types):
+            return
         if len({x.shape for x in names}) > 1 or len({x.shape for x in values}) > 1:
             raise UserError(
                 "tokens, columns and places are alike in shape: one column and place for each token"
             )
-        if not eager(types):
-            return
         if max(int(x[0].max()) for x in (names, values)) >= self.config.vocab_size:
             raise UserError(f"a token is beyond the {self.config.vocab_size} of this model's vocabulary")
         if max(int(x[1].max()) for x in (names, values)) >= types.shape[1] or int(types.max()) > 2:
