@@ -127,8 +127,12 @@ def test_a_saved_bundle_answers_alike(tmp_path: Path, context: int, classes: int
     rows, asked = people(), people(4, seed=5)
     targets = labels(rows, 3) if classes else 100 + 5 * np.arange(len(rows), dtype=np.float64)
     bundle = learn(rows, targets, classes, Schema.of(rows), weights=model(), context=context)
+    if classes:
+        bundle.model.config.id2label = dict(enumerate(["red", "green", "blue"]))  # type: ignore[union-attr]
     huggingface.save(bundle, tmp_path / "saved", allow_custom=False)
     again = lf.load(tmp_path / "saved")
+    if classes:
+        assert again.model.config.id2label == {0: "red", 1: "green", 2: "blue"}  # type: ignore[union-attr]
     assert again.task == bundle.task == ("tabular-classification" if classes else "tabular-regression")
     torch.testing.assert_close(logits(again, asked), logits(bundle, asked))
     assert again.collate(again.processor.samples(3)).inputs["x"].shape == (3, 8)
