@@ -62,12 +62,13 @@ class TabDPTProcessor(Processor):
         schema: Schema,
         features: int,
         context: int = 1024,
+        neighbours: int | None = None,
         encoding: Encoding = "auto",
         pca: bool = True,
     ) -> TabDPTProcessor:
         """Of labelled rows: classes by number, or standardised targets.
 
-        context: the most rows that answer; of more, the nearest so many are taken for each query.
+        context: the most rows that answer for all; of more, the nearest `neighbours` (None: as many) answer for each query.
         encoding: "onehot" a column per value of categories, "ordinal" their number, "auto" the former for short lists while
             the row still fits. pca: columns beyond `features` are reduced, else refused.
         Raises DataError for no rows, no usable column, too many columns without pca.
@@ -76,8 +77,9 @@ class TabDPTProcessor(Processor):
             raise DataError(
                 f"{len(rows)} labelled rows with {len(targets)} targets: a table answers from rows that it has"
             )
-        if context < 1:
-            raise DataError(f"at least one row must answer, not {context}")
+        near = context if neighbours is None else neighbours
+        if min(context, near) < 1:
+            raise DataError(f"at least one row must answer, not {min(context, near)}")
         columns = [c for c in schema.columns if c.kind != "text"]
         if left := [c.name for c in schema.columns if c.kind == "text"]:
             if not columns:
@@ -104,7 +106,7 @@ class TabDPTProcessor(Processor):
             high=tuple(high.tolist()),
             mean=tuple(mean.tolist()),
             deviation=tuple(deviation.tolist()),
-            neighbours=0 if len(rows) <= context else context,
+            neighbours=0 if len(rows) <= context else min(near, len(rows)),
             context_x=_padded(scaled, centre, axes, features),
             context_y=np.asarray(targets, np.float32),
             centre=centre,
