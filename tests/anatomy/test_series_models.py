@@ -18,7 +18,8 @@ from lightformers.export import huggingface
 from lightformers.models.forecasting.gpht import GPHT, GPHTConfig
 from lightformers.models.forecasting.itransformer import ITransformer, ITransformerConfig
 from lightformers.processors.series import SeriesProcessor
-from lightformers.steps import Recipe
+from lightformers.steps import Recipe, Run
+from lightformers.tasks.forecasting import Forecasting
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3, "context_length": 24,
@@ -140,6 +141,50 @@ def test_steps_that_need_no_data(name: str, tmp_path: Path) -> None:
     assert small.parameters < 0.5 * model.num_parameters() and said(model).shape == said(small.model).shape
     assert huggingface.save(small, tmp_path, allow_custom=True)  # two factors need lightformers
     torch.testing.assert_close(said(lf.load(tmp_path).model), said(small.model))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_steps_that_look_at_data(name: str) -> None:
+    """All of them choose by what windows of the task do to the model; the config says the result but for low ranks."""
+    rows = torch.randn(400, 3, generator=torch.Generator().manual_seed(2)).cumsum(0).numpy()
+    task = Forecasting.from_values(rows, ["a", "b", "c"], 8, 24)
+    model = make(name)
+    cut = [
+        compress.DropBlocks(keep=2, examples=8),
+        compress.PruneHeads(keep=0.5, examples=8),
+        compress.PruneChannels(keep=0.5, round_to=8, examples=8),
+    ]
+    small = Recipe(cut).apply(Bundle(model, task.processor(), "forecasting"), task)
+    config = small.model.config
+    assert (config.num_hidden_layers, config.num_attention_heads, config.head_dim) == (2, 2, 8)
+    assert config.intermediate_size == 24 and anatomy.native_reasons(small.model) == []
+    assert model.config.num_hidden_layers == 3
+    thin = Recipe([compress.LowRank(rank=3, examples=8)]).apply(small, task)
+    assert thin.parameters < small.parameters and said(thin.model).shape == (2, 8, 3)
+
+
+def test_blocks_are_left_out_of_every_run_of_a_stage() -> None:
+    """GPHT runs its stages once for each segment; the distance must be that of the model without the block."""
+    rows = torch.randn(400, 3, generator=torch.Generator().manual_seed(2)).cumsum(0).numpy()
+    torch.manual_seed(0)
+    config = GPHTConfig(**{**SIZES, "prediction_length": 20, "dropout": 0.0}, token_length=8, pooling=(1,))
+    task = Forecasting.from_values(rows, ["a", "b", "c"], 20, 24)
+    bundle = Bundle(GPHT(config).eval(), task.processor(), "forecasting")
+    with torch.no_grad():
+        for parameter in bundle.model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    batch = bundle.collate(task.calibration(8))
+    with torch.no_grad():
+        whole = bundle.model(**batch.inputs).prediction
+        moved = []
+        for gone in range(3):
+            less = bundle.copy()
+            anatomy.surgery.keep_blocks(less.model, [i for i in range(3) if i != gone])
+            now = less.model(**batch.inputs).prediction
+            moved.append(float(1 - torch.cosine_similarity(now.flatten(1), whole.flatten(1)).mean()))
+    dropped = Recipe([compress.DropBlocks(keep=2, examples=8)]).apply(bundle, task, Run(dtype="fp32"))
+    kept = dropped.origin.blocks["stage0"]
+    assert kept == tuple(i for i in range(3) if i != moved.index(min(moved)))
 
 
 def test_what_is_not_cut() -> None:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,8 @@ from lightformers.models.forecasting.itransformer import RECIPE, ITransformer, I
 from lightformers.models.presets import PRESETS
 from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.processors.series import SeriesProcessor
+from lightformers.tasks.forecasting import Forecasting
+from lightformers.train.forecasting import Epochs, evaluate, train
 
 SMALL: dict[str, Any] = {
     "context_length": 12, "prediction_length": 5, "hidden_size": 16, "intermediate_size": 20, "num_attention_heads": 4,
@@ -173,8 +176,9 @@ def test_the_cards_sizes(name: str) -> None:
     with torch.device("meta"):
         model = lf.create_model(name)
     assert sum(p.numel() for p in model.parameters()) == PRESETS[name].parameters
-    recipe = RECIPE[model.config.prediction_length]
-    assert recipe["preset"] == name and recipe["context"] == model.config.context_length
+    recipe = dict(RECIPE[model.config.prediction_length])
+    assert recipe.pop("preset") == name and recipe.pop("context") == model.config.context_length
+    assert Epochs(**recipe).schedule == "halve"
 
 
 def test_every_parameter_learns_and_dropout_is_of_training_alone() -> None:
@@ -206,6 +210,17 @@ def test_it_can_be_written_down_as_a_graph() -> None:
     graph = torch.export.export(model, (past,), dynamic_shapes={"past_values": {0: batch}}, strict=False)
     more = drawn(5, 12, 3, seed=4).float()
     torch.testing.assert_close(graph.module()(more).prediction, model(more).prediction)
+
+
+def test_it_is_trained_on_a_task_with_a_calendar() -> None:
+    """The task makes the processor that the configuration asks for."""
+    hours = np.arange("2024-01-01", "2024-02-01", dtype="datetime64[h]")
+    waves = np.stack([np.sin(np.arange(len(hours)) / 3 + phase) for phase in (0, 1, 2)], 1)
+    task = Forecasting.from_values(waves, ["a", "b", "c"], 5, 12, stamps=hours)
+    bundle = Bundle(made(num_time_features=4).float(), None, "forecasting")
+    found = train(bundle, task, Epochs(epochs=2, lr=3e-3, windows=200))
+    assert bundle.processor.marks == 4 and found.history[-1]["mse"] < found.history[0]["mse"]
+    assert evaluate(bundle, task)["mse"] < 0.9
 
 
 def test_attention_wins_where_one_variate_leads_another() -> None:

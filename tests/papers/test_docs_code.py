@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-HAND_WRITTEN = ("index", "quickstart", "tasks", "recipes", "report", "architecture")
+HAND_WRITTEN = ("index", "quickstart", "tasks", "recipes", "report", "architecture", "forecasting", "tabular")
 PAGES = [ROOT / "docs" / f"{name}.md" for name in HAND_WRITTEN] + [
     ROOT / "CONTRIBUTING.md",
     ROOT / "README.md",

@@ -167,9 +167,12 @@ _OWN = StackRow(
 )  # fmt: skip
 _SERIES = StackRow("encoder", ("layers",), ("attention.query",), ("attention.key",), ("attention.value",), ("attention.out",),
                    up=("up",), down=("down",), norms=("attention_norm", "ffn_norm"), final_norm=("norm",), head_dim="head_dim")  # fmt: skip
+_ROWS = StackRow("encoder", ("layers",), ("attention.q_proj",), ("attention.k_proj",), ("attention.v_proj",), ("attention.o_proj",),
+                 up=("mlp.up_proj",), down=("mlp.down_proj",), norms=("attention_norm", "mlp_norm"), head_dim="head_dim")  # fmt: skip
 _STAGES = tuple(replace(_SERIES, name=f"stage{i}", blocks=(f"stages.{i}.layers",), final_norm=(f"stages.{i}.norm",)) for i in range(8))  # fmt: skip
 
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
+_UNEQUAL = _no_width("each of its layers names sizes of its own")
 _SEQ2SEQ = _no_width("encoder and decoder share one hidden size; only one-stack models are cut in width")
 _SPEECH = _no_width(
     "the grouped convolution that gives the positions ties groups of hidden channels together "
@@ -220,13 +223,19 @@ FAMILIES: tuple[Family, ...] = (
            reasons={"heads": _BOUND}, refused=_SPEECH, custom=frozenset({"width"})),
     Family("whisper", ("whisper",), (_BART_ENCODER, _BART_DECODER), native=frozenset(CUTS) - {"width", "heads"},
            reasons={"heads": _BOUND}, refused=_SEQ2SEQ),
-    Family("decoder", ("lightformers-decoder",), (_OWN,), native=frozenset(CUTS) - {"width"},
-           refused=_no_width("each of its layers names sizes of its own")),
+    Family("decoder", ("lightformers-decoder",), (_OWN,), native=frozenset(CUTS) - {"width"}, refused=_UNEQUAL),
     Family("encoder", ("lightformers-encoder",), (replace(_OWN, name="encoder"),), native=frozenset(CUTS) - {"width"},
-           refused=_no_width("each of its layers names sizes of its own")),
+           refused=_UNEQUAL),
+    Family("rows", ("lightformers-rows",), (replace(_OWN, name="rows", words=(), positions=()),),
+           native=frozenset({"blocks", "heads", "channels"}), refused=_UNEQUAL),
     Family("itransformer", ("lightformers-itransformer",), (_SERIES,), native=frozenset(CUTS) - {"vocabulary"}),
     Family("gpht", ("lightformers-gpht",), _STAGES, native=frozenset({"blocks", "heads", "channels"}), refused=_no_width("its stages share one hidden size")),
+    Family("unitabe", ("lightformers-unitabe",), (replace(_SERIES, words=("unit.words",), final_norm=()),), native=frozenset({"blocks", "heads", "channels"}),
+           refused=_no_width("the decoder of its prompts has the width of the encoder")
+           | {"vocabulary": "the config names tokens of prompts and classes by number"}),
     *SERIES,
+    Family("tabdpt", ("lightformers-tabdpt",), (_ROWS,), native=frozenset({"blocks", "heads", "channels"}),
+           refused=_no_width("rows and labels are embedded in the width, and the head reads it")),
 )  # fmt: skip
 
 

@@ -18,6 +18,7 @@ COMMANDS = (
     "arena",
     "demo",
     "train",
+    "forecast",
     "apply",
     "inspect",
     "measure",

@@ -26,7 +26,7 @@ OWNED = (
     "config.json", "generation_config.json", "model*.safetensors*", "lightformers.json", "modules.json",
     "sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling", "2_Normalize",
     "tokenizer*", "special_tokens_map.json", "vocab.*", "merges.txt", "spiece.model", "preprocessor_config.json",
-    "processor_config.json", "chat_template.jinja",
+    "processor_config.json", "processor.safetensors", "chat_template.jinja",
 )  # fmt: skip
 
 

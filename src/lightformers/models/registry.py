@@ -15,12 +15,26 @@ MODELS: dict[str, str] = {
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
     "GPHT": "lightformers.models.forecasting.gpht",
+    "LinearForecaster": "lightformers.models.forecasting.linear",
     "ITransformer": "lightformers.models.forecasting.itransformer",
+    "RowTransformer": "lightformers.models.tabular.rows",
+    "TSMixer": "lightformers.models.forecasting.tsmixer",
+    "TSMixerForPretraining": "lightformers.models.forecasting.tsmixer_pretraining",
     "Tempo": "lightformers.models.forecasting.tempo",
+    "TinyTimeMixer": "lightformers.models.forecasting.ttm",
+    "TabDPT": "lightformers.models.tabular.tabdpt",
+    "UniTabE": "lightformers.models.tabular.unitabe",
 }
 #: Those that forecast, and those of table rows: their class names say what they are for.
-FORECASTERS: tuple[str, ...] = ("GPHT", "ITransformer", "Tempo")
-TABULAR: tuple[str, ...] = ()
+FORECASTERS: tuple[str, ...] = (
+    "GPHT",
+    "ITransformer",
+    "LinearForecaster",
+    "TSMixer",
+    "Tempo",
+    "TinyTimeMixer",
+)
+TABULAR: tuple[str, ...] = ("RowTransformer", "TabDPT", "UniTabE")
 #: Auto class -> the models that it opens.
 AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),
@@ -43,10 +57,16 @@ def register() -> None:
     import transformers
 
     for auto, names in AUTO.items():
-        for name in names:
+        for name in filter(_whole, names):
             found: Any = model_class(name)
             transformers.AutoConfig.register(found.config_class.model_type, found.config_class, exist_ok=True)
             getattr(transformers, auto).register(found.config_class, found, exist_ok=True)
+
+
+def _whole(name: str) -> bool:
+    """Whether the class can be had: a module that is being imported registers at its own end."""
+    module: Any = sys.modules.get(MODELS[name])
+    return hasattr(module, name) or not getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
 def register_in_time() -> None:

@@ -14,7 +14,7 @@ class EncoderLayer(nn.Module):
 
     (batch, n, width) -> the same. heads: of attention, each of head_size (None: width / heads). hidden: width between up
     and down. causal: a token sees itself and those before it. window: as in `Attention`; 1 leaves every token alone.
-    dropout: of attention's probabilities, of what act gives, and of what either half adds, in training.
+    mask: (batch, n), 0 at padding. dropout: of attention's probabilities, of what act gives, and of what either half adds, in training.
     All linear layers have biases and start as torch starts them. Raises UserError for sizes that do not fit.
     """
 
@@ -45,8 +45,8 @@ class EncoderLayer(nn.Module):
             if isinstance(module, nn.Linear):
                 module.reset_parameters()
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.attention_norm(x + self._dropped(self.attention(x)))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        x = self.attention_norm(x + self._dropped(self.attention(x, mask)))
         y = self.down(self._dropped(self.activation(self.up(x))))
         return self.ffn_norm(x + self._dropped(y))
 

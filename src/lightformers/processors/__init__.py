@@ -20,7 +20,12 @@ from lightformers.files import read_json, write_json
 
 FILE = "processor_config.json"
 #: Class name, as the file writes it -> where the class is. Only these are ever looked up.
-CLASSES: dict[str, str] = {"SeriesProcessor": "lightformers.processors.series"}
+CLASSES: dict[str, str] = {
+    "SeriesProcessor": "lightformers.processors.series",
+    "TabDPTProcessor": "lightformers.processors.tabdpt",
+    "TableProcessor": "lightformers.processors.table",
+    "UniTabEProcessor": "lightformers.processors.unitabe",
+}
 
 
 class Processor(ABC):
@@ -55,6 +60,11 @@ class Processor(ABC):
         """The inverse of what the file holds; lists become tuples."""
         return cls(**{k: _tuples(v) for k, v in fields.items()})
 
+    @classmethod
+    def from_folder(cls, folder: Path, fields: Mapping[str, Any]) -> Processor:
+        """The same for one that keeps arrays in a file of its own beside `processor_config.json`."""
+        return cls.from_fields(fields)
+
 
 def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
@@ -71,6 +81,6 @@ def read(folder: str | Path) -> Processor | None:
         return None  # transformers' own, of speech or of several kinds of input
     found: type[Processor] = getattr(importlib.import_module(CLASSES[name]), name)
     try:
-        return found.from_fields(fields)
-    except (TypeError, ValueError) as error:
+        return found.from_folder(path.parent, fields)
+    except (TypeError, ValueError, KeyError, OSError) as error:
         raise ModelError(f"{path} is no {name} of this version: {error}") from error

@@ -112,13 +112,14 @@ def text(cell: Any) -> str:
     return str(cell).strip()
 
 
-def _marked(cell: Any) -> bool:
+def marked(cell: Any) -> bool:
+    """A text that says that a number is missing, such as "n/a"."""
     return isinstance(cell, str) and cell.strip().lower() in _MARKS
 
 
 def _column(name: str, cells: Sequence[Any], category: bool) -> Column:
     there = [c for c in cells if not missing(c)]
-    plain = [c for c in there if not _marked(c)]
+    plain = [c for c in there if not marked(c)]
     if not plain:
         raise DataError(f"the column {name} holds no value in any row: leave it out")
     numbers = [] if category else [number(c) for c in plain]
@@ -138,9 +139,9 @@ def _cast(column: Column, cell: Any, row: int) -> float | str | None:
         return None
     if column.kind != "number":
         numeric = column.values == ("0", "1")
-        return None if numeric and _marked(cell) else text(cell)
+        return None if numeric and marked(cell) else text(cell)
     value = number(cell)
-    if value is None and not _marked(cell):
+    if value is None and not marked(cell):
         raise DataError(f"the column {column.name} holds numbers, and row {row + 1} says {cell!r}")
     if value is not None and math.isinf(value):
         raise DataError(f"the column {column.name} holds infinity in row {row + 1}")

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightformers.bundle import Batch, Bundle
 from lightformers.errors import DataError, UserError
 from lightformers.tasks.windows import Windows
+from lightformers.train import stl
 from lightformers.train.loop import Objective, Settings, fit
 from lightformers.train.schedules import Schedule
 from lightformers.train.windows import WindowFeed
@@ -102,7 +103,8 @@ def train(
     feed = WindowFeed(
         few(task, settings.share), bundle.processor, settings.batch, settings.seed, settings.windows
     )  # fmt: skip
-    aim, best, history = objective(bundle.model, task.targets), _Best(), []
+    aim = objective(bundle.model, task.targets, stl.of_task(bundle, task))
+    best, history = _Best(), []
     state, planned, device = None, settings.epochs, _device(bundle.model)
     for epoch in range(settings.epochs):
         left = None if settings.seconds is None else settings.seconds - (time.monotonic() - started)
@@ -182,10 +184,12 @@ def forecast(outputs: Any) -> Tensor:
     raise UserError(f"the model gave no forecast: a {type(outputs).__name__} has no field 'prediction'")
 
 
-def objective(model: nn.Module, targets: Sequence[int] | None = None) -> Objective:
+def objective(
+    model: nn.Module, targets: Sequence[int] | None = None, components: Callable[[Batch], Tensor] | None = None
+) -> Objective:  # fmt: skip
     """What a forecaster is trained on: its own `training_loss` where it has one, else squared error over observed values.
 
-    targets: places of the channels that count; None: all.
+    targets: places of the channels that count; None: all. components: see `stl.of_task`; handed to the `training_loss`.
     """
     own = getattr(model, "training_loss", None) is not None
 
@@ -197,7 +201,8 @@ def objective(model: nn.Module, targets: Sequence[int] | None = None) -> Objecti
             seen = seen & counted
         if own:
             inner: Any = getattr(module, "module", module)  # processes of several machines wrap the model
-            made_loss: Tensor = inner.training_loss(batch.inputs, future, seen)
+            more = {} if components is None else {"components": components(batch)}
+            made_loss: Tensor = inner.training_loss(batch.inputs, future, seen, **more)
             return made_loss
         made = forecast(module(**batch.inputs)).float()
         if made.shape[-1] != future.shape[-1] and targets is not None and made.shape[-1] == len(targets):

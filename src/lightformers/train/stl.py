@@ -8,18 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightformers.bundle import Batch
+from lightformers.bundle import Batch, Bundle
 from lightformers.errors import MissingExtra, UserError
 
-#: Rows of a cycle by the rate of sampling, as TEMPO's code takes them; any other: DEFAULT.
-PERIODS = {"h": 24, "10min": 144}
+if TYPE_CHECKING:
+    from lightformers.tasks.forecasting import Forecasting
+
+#: Rows of a cycle where the rate of sampling is not known, as in TEMPO's code. It takes 24 for hours and 144 for ten
+#: minutes, which are the seasons of such series here too, and 48 for quarters of an hour, where the season is 96.
 DEFAULT = 48
 
 
@@ -71,21 +74,22 @@ def _bridged(column: NDArray[np.float64], channel: int) -> NDArray[np.float64]:
     return np.interp(places, places[seen], column[seen])
 
 
-def objective(components: Components, first: int = 0) -> Callable[[nn.Module, Batch], Tensor]:
-    """(model, batch) -> `model.training_loss` with the components of the batch's windows as targets.
+def of_task(bundle: Bundle, task: Forecasting) -> Callable[[Batch], Tensor] | None:
+    """Batch -> components of its windows, (batch, context, channels, 3), for a model whose `decomposition_weight` asks for
+    them; None for any other, and where the training rows do not hold two cycles.
 
-    For batches of a forecasting task, whose examples say in "start" at which row they begin; first: the row of the series
-    at which `components` begin.
+    Standardised as the bundle's processor does it. The batches say in targets["start"] at which row a window begins.
     """
+    if not getattr(getattr(bundle.model, "config", None), "decomposition_weight", 0):
+        return None
+    rows = bundle.processor.standardise(task.series.values[: task.borders[0]])
+    period = task.series.season if task.series.season > 1 else DEFAULT
+    if len(rows) < 2 * period:
+        return None
+    known = Components.of(rows, period)
 
-    def loss(module: nn.Module, batch: Batch) -> Tensor:
-        model: Any = module
-        starts = [int(e["start"]) - first for e in batch.targets["examples"]]
-        wanted = components.windows(starts, batch.inputs["past_values"].shape[1])
-        found: Tensor = model.training_loss(
-            batch.inputs, batch.targets["future_values"], batch.targets.get("future_observed_mask"),
-            wanted.to(batch.inputs["past_values"].device),
-        )  # fmt: skip
-        return found
+    def components(batch: Batch) -> Tensor:
+        past = batch.inputs["past_values"]
+        return known.windows(batch.targets["start"].tolist(), past.shape[1]).to(past.device)
 
-    return loss
+    return components

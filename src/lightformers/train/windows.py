@@ -93,6 +93,7 @@ class WindowFeed:
             number = FREQUENCIES.index(processor.frequency) if processor.frequency in FREQUENCIES else 0
             inputs["frequency"] = torch.full((len(starts),), number)
         targets: dict[str, Any] = {
+            "start": starts,
             "future_values": values[:, split:],
             "future_observed_mask": seen[:, split:],
         }

@@ -21,8 +21,28 @@ from __future__ import annotations
 
 from lightformers.models.preset import Preset
 
+_TSMIXER = "lightformers.models.forecasting.tsmixer:TSMixer"
+_TTM = "lightformers.models.forecasting.ttm:TinyTimeMixer"
 #: Names for `lightformers.create_model`. Prefixed with the paper: "tsmixer-etth1-96".
 PRESETS: dict[str, Preset] = {
+    "tsmixer-etth1-96": Preset(
+        {"prediction_length": 96}, 432_096, _TSMIXER, source="official notebook for ETTh1; counted"
+    ),
+    "tsmixer-etth1-192": Preset(
+        {"prediction_length": 192}, 727_104, _TSMIXER, source="the notebook's sizes at horizon 192; counted"
+    ),
+    "ttm-512-96": Preset(
+        {"prediction_length": 96}, 805_280, _TTM, source="release 1 of TTM, arXiv 2401.03955"
+    ),
+    "ttm-512-192": Preset(
+        {"prediction_length": 192}, 903_680, _TTM, source="the sizes of release 1 at horizon 192; counted"
+    ),
+    "linear-etth1-96": Preset(
+        {},
+        64_704,
+        "lightformers.models.forecasting.linear:LinearForecaster",
+        source="DLinear, arXiv 2205.13504, counted from its sizes",
+    ),
     **{
         f"itransformer-etth1-{horizon}": Preset(
             {"prediction_length": horizon, "num_time_features": 4, "hidden_size": width, "intermediate_size": width},

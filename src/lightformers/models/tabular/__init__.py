@@ -13,5 +13,32 @@ from __future__ import annotations
 
 from lightformers.models.preset import Preset
 
+_UNITABE = "lightformers.models.tabular.unitabe:UniTabE"
+
+
+def _unitabe(width: int, depth: int, heads: int, words: int = 30522) -> dict[str, int]:
+    return {
+        "vocab_size": words, "embedding_size": width, "hidden_size": width, "num_hidden_layers": depth,
+        "num_attention_heads": heads, "intermediate_size": 2 * width,
+    }  # fmt: skip
+
+
 #: Names for `lightformers.create_model`.
-PRESETS: dict[str, Preset] = {}
+PRESETS: dict[str, Preset] = {
+    "tabdpt": Preset(
+        {},
+        25_801_227,
+        "lightformers.models.tabular.tabdpt:TabDPT",
+        source="the default configuration of the authors' code, arXiv 2410.18164; counted",
+    ),
+    "unitabe-base": Preset(
+        _unitabe(768, 12, 12), 91_982_595, _UNITABE, source="arXiv 2307.09249, the released fine-tuning model"
+    ),
+    "unitabe-small": Preset(
+        _unitabe(512, 6, 8),
+        33_500_675,
+        _UNITABE,
+        source="arXiv 2307.09249, the released code's default sizes, counted",
+    ),
+    "unitabe-tiny": Preset(_unitabe(64, 2, 4, 2048), 281_667, _UNITABE, source="ours, for a laptop"),
+}
