@@ -161,9 +161,9 @@ def started(module: nn.Module, deviation: float) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
         initialization.ones_(module.weight)
         initialization.zeros_(module.bias)
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, nn.BatchNorm1d) and module.running_mean is not None:
             initialization.zeros_(module.running_mean)
-            initialization.ones_(module.running_var)
+            initialization.ones_(module.running_var)  # type: ignore[arg-type]
 
 
 class TSMixer(PreTrainedModel):
@@ -243,7 +243,7 @@ class TSMixer(PreTrainedModel):
         if window is None:
             return y, sums
         if sums is not None:
-            sums = sums * window.deviation + self.hierarchy.patch * window.mean
+            sums = sums * window.deviation + self.config.hierarchy * window.mean
         return window.grow(y), sums
 
     def training_loss(self, inputs: dict[str, Tensor], future: Tensor, seen: Tensor | None = None) -> Tensor:
