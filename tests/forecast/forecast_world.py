@@ -61,7 +61,7 @@ def report(rows: list[dict[str, Any]], chosen: str, named: bool = False, **more:
                  "known": [], "timestamp": "date", "frequency": "h", "season": 24, "context": 8, "horizon": 4,
                  "first": past[0], "last": past[-1], "missing": 0.0, "splits": {"train": 70, "search": 10, "verify": 20},
                  "windows": {"search": 7, "verify": 40}},
-        "chosen": {"name": chosen, "label": chosen.capitalize(), "named": named, "why": ""},
+        "chosen": {"name": chosen, "label": chosen.capitalize(), "named": named},
         "rows": rows,
         "interval": {"nominal": 0.9, "coverage": interval(0.88), "neighbours": 0, "short": False, "text": "As wide."},
         "refit": {"done": True, "text": "Trained anew.", "seconds": 1.0},

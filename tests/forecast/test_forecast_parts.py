@@ -15,7 +15,7 @@ from rich.console import Console
 
 from lightformers.errors import DataError, UserError
 from lightformers.forecast import conformal, judging, page, plot, verdict, written
-from lightformers.forecast.judging import Judge, Said
+from lightformers.forecast.judging import Said
 from lightformers.stats import METRICS, Scores
 
 
@@ -55,13 +55,6 @@ def test_few_errors_borrow_from_neighbours() -> None:
         conformal.widths(errors, 1.0)
 
 
-class _Task:
-    """A stand-in that has as many blocks of search windows as asked for."""
-
-    def __init__(self, blocks: int) -> None:
-        self.splits = {"search": type("W", (), {"groups": np.arange(blocks)})()}
-
-
 def said(name: str, search: float, verify: float, places: Any = None, noise: float = 0.05) -> Said:
     drawn, made = np.random.default_rng(len(name)), Said(name, name.capitalize(), "model", lambda w: w)
     for part, value in (("search", search), ("verify", verify)):
@@ -74,18 +67,14 @@ def said(name: str, search: float, verify: float, places: Any = None, noise: flo
     return made
 
 
-def test_the_choice_is_made_on_the_search_rows_unless_the_held_out_ones_object() -> None:
-    judge = Judge(_Task(10), 4)  # type: ignore[arg-type]
-    assert judging.choose(judge, [said("a", 2, 1), said("bb", 1, 1.01)])[0].name == "bb"
-    best, why = judging.choose(judge, [said("a", 2, 1), said("bb", 1, 3)])
-    assert best.name == "a" and "held-out rows" in why and "Bb was better on the search rows" in why
-    few, why = judging.choose(Judge(_Task(2), 4), [said("a", 2, 1), said("bb", 1, 1.5)])  # type: ignore[arg-type]
-    assert few.name == "bb" and "too short" in why
+def test_the_least_error_on_both_parts_is_chosen() -> None:
+    assert judging.choose([said("a", 2, 1), said("bb", 1, 1.2)]).name == "bb"
+    assert judging.choose([said("a", 1, 2), said("bb", 2, 0.5)]).name == "bb"
     broken = said("ccc", 0.1, 0.1)
     broken.error = "no"
-    assert judging.choose(judge, [broken, said("a", 2, 2)])[0].name == "a"
+    assert judging.choose([broken, said("a", 2, 2)]).name == "a"
     with pytest.raises(UserError, match="Ccc: no"):
-        judging.choose(judge, [broken])
+        judging.choose([broken])
 
 
 def test_forecasters_are_compared_on_the_windows_that_both_have() -> None:
@@ -102,7 +91,7 @@ def test_forecasters_are_compared_on_the_windows_that_both_have() -> None:
     assert full.mse().value < part.mse().value
     found = judging.beside(part, full)
     assert found is not None and found["estimate"] == pytest.approx(0.9)
-    assert judging.choose(Judge(_Task(10), 4), [full, part])[0] is part  # type: ignore[arg-type]
+    assert judging.choose([full, part]) is part
 
 
 def test_sentences_come_from_the_numbers() -> None:

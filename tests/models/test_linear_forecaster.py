@@ -94,6 +94,17 @@ def test_a_known_channel_that_explains_everything_is_used() -> None:
         model(x[:, :12])
 
 
+def test_known_weights_start_where_steps_say() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    known = torch.randn(200, 2, generator=drawn, dtype=torch.float64)
+    own = torch.linspace(0, 5, 200, dtype=torch.float64) + 2 * known[:, 0] - 0.5 * known[:, 1]
+    rows = torch.stack([known[:, 0], own, known[:, 1]], 1)
+    rows[50:60, 1] = torch.nan
+    model = LinearForecaster(LinearForecasterConfig(12, 5, num_input_channels=3, known_channels=[0, 2]))
+    model.start_known(rows)
+    torch.testing.assert_close(model.known.weight.data, torch.tensor([[2.0, -0.5]]), atol=1e-2, rtol=0)  # type: ignore[union-attr]
+
+
 def test_every_parameter_learns_and_a_planted_season_is_found() -> None:
     torch.manual_seed(1)
     model = LinearForecaster(LinearForecasterConfig(24, 6, num_input_channels=2, known_channels=[1]))

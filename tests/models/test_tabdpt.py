@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 import lightformers as lf
+from lightformers import anatomy
 from lightformers.errors import UserError
 from lightformers.models.tabular.tabdpt import TabDPT, TabDPTConfig, standardise
 
@@ -105,6 +107,13 @@ def test_columns_are_standardised_by_the_context_alone() -> None:
     assert (made[1][:, 2] == 0).all()  # what never varied in the context says nothing
     again = standardise(torch.from_numpy(context), torch.from_numpy(x[2:3]))
     torch.testing.assert_close(again[1][0], made[1][2])
+
+
+def test_a_mark_that_few_rows_have_is_no_outlier() -> None:
+    column = torch.zeros(100, 1)
+    column[7] = 1
+    (scaled,) = standardise(column)
+    assert scaled[7] == pytest.approx(4, abs=0.5) and scaled[8].abs() < 0.2
 
 
 def test_queries_do_not_see_each_other() -> None:
@@ -212,6 +221,23 @@ def test_the_size_of_the_paper() -> None:
     with torch.device("meta"):
         model = lf.create_model("tabdpt")
     assert sum(p.numel() for p in model.parameters()) == 25_801_227
+
+
+def test_a_cut_model_is_saved_and_opened(tmp_path: Path) -> None:
+    model = tiny(num_hidden_layers=3)
+    context_x, y, x = world()
+    head = {k: v.clone() for k, v in model.layers[2].attention.q_proj.state_dict().items()}
+    for cut in ("blocks", "heads", "channels"):
+        assert anatomy.native(model, cut) is None
+    anatomy.surgery.keep_blocks(model, [0, 2])
+    anatomy.surgery.keep_heads(model, {0: [1], 1: [0]})
+    anatomy.surgery.keep_channels(model, {0: range(8), 1: range(4, 12)})
+    torch.testing.assert_close(model.layers[1].attention.q_proj.weight, head["weight"][:8])
+    model.save_pretrained(tmp_path)
+    again = TabDPT.from_pretrained(tmp_path)
+    assert again.config.num_attention_heads == 1 and again.config.head_dim == 8
+    torch.testing.assert_close(again(context_x, y, x)["logits"], model(context_x, y, x)["logits"])
+    assert "embedded in the width" in (anatomy.native(tiny(), "width") or "")
 
 
 def test_what_does_not_fit_is_refused() -> None:

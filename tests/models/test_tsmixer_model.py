@@ -273,6 +273,18 @@ def test_senseless_settings_are_refused(fields: dict[str, Any], match: str) -> N
         TSMixerConfig(**{**SMALL, **fields})
 
 
+def test_weights_start_as_asked() -> None:
+    torch.manual_seed(0)
+    small = TSMixer(TSMixerConfig(**SMALL, hierarchy=3))
+    assert small.mixer.layers[0].patches.mlp.fc1.weight.std() < 0.03 and not small.head.bias.any()
+    usual = TSMixer(TSMixerConfig(**SMALL, hierarchy=3, initializer_range=None))
+    bound = 6**-0.5  # of torch's linear layer on six patches
+    weight = usual.mixer.layers[0].patches.mlp.fc1.weight
+    assert 0.8 * bound < weight.abs().max() <= bound and usual.head.bias.any()
+    for model in (small, usual):
+        assert model.hierarchy is not None and torch.equal(model.hierarchy.fuse.weight[:, :3], torch.eye(3))
+
+
 def test_other_windows_are_refused() -> None:
     model = made()
     for past, match in (

@@ -37,4 +37,4 @@ def test_rows_are_kept_apart() -> None:
             assert abs(shares[1] - 0.38) < 0.05
     assert all("target" not in row for row in table.rows)
     sources = [name for _, name, _ in unitabe._OTHERS]
-    assert not {"titanic", "wine"} & set(sources)
+    assert not {"titanic", "pima_diabetes"} & set(sources)

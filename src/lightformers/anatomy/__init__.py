@@ -8,7 +8,16 @@ anatomy.native_reasons(model)      # [] if plain transformers rebuilds the resul
 from __future__ import annotations
 
 from lightformers.anatomy import surgery
-from lightformers.anatomy.access import features, get, linear, projection, replace, replace_linear, rows
+from lightformers.anatomy.access import (
+    entering,
+    features,
+    get,
+    linear,
+    projection,
+    replace,
+    replace_linear,
+    rows,
+)
 from lightformers.anatomy.cost import (
     Cost,
     attention_cost,
@@ -43,6 +52,7 @@ __all__ = [
     "block_cost",
     "build",
     "describe",
+    "entering",
     "features",
     "feed_forward_cost",
     "get",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -34,6 +37,14 @@ def find(model: nn.Module, path: str) -> nn.Module | None:
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is transformers' Conv1D, whose weight is (in, out)."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
+    """The states that a block is called with: its first argument, or the one of their usual name."""
+    states: Tensor = (
+        args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "hidden_state"]
+    )
+    return states
 
 
 def features(module: nn.Module) -> tuple[int, int]:

@@ -7,78 +7,12 @@ serves the bare backbone and every task head. Facts: transformers 5.0.0 to 5.23;
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from lightformers.anatomy.records import Fused
+from lightformers.anatomy.rows import CUTS, Family, Names, StackRow
+from lightformers.anatomy.series import SERIES
 
-Names = tuple[str, ...]
-CUTS = ("blocks", "heads", "channels", "width", "vocabulary")
-
-
-@dataclass(frozen=True)
-class StackRow:
-    """One stack of blocks. The last group of fields are names of config fields ("" where there is none)."""
-
-    name: str
-    blocks: Names
-    q: Names = ()
-    k: Names = ()
-    v: Names = ()
-    o: Names = ()
-    qkv: Names = ()
-    fused: Fused = ""
-    q_norm: Names = ()
-    k_norm: Names = ()
-    cross: tuple[Names, Names, Names, Names] = ((), (), (), ())  # q, k, v, o of the cross-attention
-    cross_qkv: Names = ()
-    up: Names = ()
-    gate: Names = ()
-    down: Names = ()
-    packed: Names = ()  # gate and up in one linear
-    norms: Names = ()
-    words: Names = ()
-    positions: Names = ()
-    embedding_norm: Names = ()
-    final_norm: Names = ()
-    head_bias: Names = ()  # a position bias with one column per head, shared by all blocks of the stack
-    first_block_bias: str = ""  # the same, living in the first block's attention (t5)
-    shared: bool = False
-    head_count: int = 0  # only where neither module nor config tells
-    plain: Mapping[str, Names] = field(
-        default_factory=dict
-    )  # child of a block -> the classes of it that are read
-    rows: str = ""  # a config list with a mapping per layer that says its sizes: unequal layers reload
-    config: str = ""
-    depth: str = "num_hidden_layers"
-    heads: str = "num_attention_heads"
-    kv_heads: str = ""
-    head_dim: str = ""  # empty: the head size is width / heads
-    ffn: str = "intermediate_size"
-    width: str = "hidden_size"
-
-
-@dataclass(frozen=True)
-class Family:
-    """A row. native: cuts that reload in plain transformers; reasons: per other cut, why not.
-
-    refused: cuts that surgery does not do at all, with the reason; custom: those of them that it does where the result
-    need not be plain (a width with all heads kept). follows: config fields that are the hidden
-    size too, if they equal it. pad_counts: positions are counted from the pad id, which must keep its number.
-    channels_multiple: "width" if only multiples of the hidden size reload.
-    """
-
-    name: str
-    model_types: Names
-    stacks: tuple[StackRow, ...]
-    native: frozenset[str] = frozenset(CUTS)
-    reasons: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
-    custom: frozenset[str] = frozenset()
-    follows: Names = ()
-    pad_counts: bool = False
-    channels_multiple: str = ""
-
+__all__ = ["CUTS", "FAMILIES", "Family", "Names", "StackRow", "family_of"]
 
 _BOUND = "its config has no head size of its own (it is hidden size / heads), so fewer heads of the same size do not reload"
 _NO_HEADS = {
@@ -233,6 +167,8 @@ _OWN = StackRow(
 )  # fmt: skip
 _SERIES = StackRow("encoder", ("layers",), ("attention.query",), ("attention.key",), ("attention.value",), ("attention.out",),
                    up=("up",), down=("down",), norms=("attention_norm", "ffn_norm"), final_norm=("norm",), head_dim="head_dim")  # fmt: skip
+_ROWS = StackRow("encoder", ("layers",), ("attention.q_proj",), ("attention.k_proj",), ("attention.v_proj",), ("attention.o_proj",),
+                 up=("mlp.up_proj",), down=("mlp.down_proj",), norms=("attention_norm", "mlp_norm"), head_dim="head_dim")  # fmt: skip
 _STAGES = tuple(replace(_SERIES, name=f"stage{i}", blocks=(f"stages.{i}.layers",), final_norm=(f"stages.{i}.norm",)) for i in range(8))  # fmt: skip
 
 _SHARED = "one block is shared by all layers, so a cut of it would be a cut of every layer at once"
@@ -297,6 +233,9 @@ FAMILIES: tuple[Family, ...] = (
     Family("unitabe", ("lightformers-unitabe",), (replace(_SERIES, words=("unit.words",), final_norm=()),), native=frozenset({"blocks", "heads", "channels"}),
            refused=_no_width("the decoder of its prompts has the width of the encoder")
            | {"vocabulary": "the config names tokens of prompts and classes by number"}),
+    *SERIES,
+    Family("tabdpt", ("lightformers-tabdpt",), (_ROWS,), native=frozenset({"blocks", "heads", "channels"}),
+           refused=_no_width("rows and labels are embedded in the width, and the head reads it")),
 )  # fmt: skip
 
 

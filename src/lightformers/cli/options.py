@@ -15,7 +15,19 @@ Image = Annotated[str | None, typer.Option(help="Column of the image (image-clas
 Group = Annotated[
     str | None, typer.Option(help="Column of what belongs together; never torn between splits.")
 ]
-Metric = Annotated[str | None, typer.Option(help="accuracy, macro-f1 or f1, where the task has a choice.")]
+Metric = Annotated[
+    str | None, typer.Option(help="accuracy, macro-f1 or f1; mse or mae: where the task has a choice.")
+]
+Horizon = Annotated[
+    int | None, typer.Option(help="Rows to forecast; by default what the model was made for.")
+]
+Context = Annotated[int | None, typer.Option(help="Rows of the past a forecast is made from; as --horizon.")]
+Target = Annotated[
+    str | None, typer.Option(help="Columns to forecast, or the column to predict, separated by commas.")
+]
+Known = Annotated[str | None, typer.Option(help="Columns whose future is known, separated by commas.")]
+Timestamp = Annotated[str | None, typer.Option(help="Column of the time stamps.")]
+Columns = Annotated[str | None, typer.Option(help="Columns to use at all, separated by commas.")]
 Custom = Annotated[bool, typer.Option("--allow-custom", help="Allow results that need lightformers to load.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Run code that the model brings.")]
 Seed = Annotated[int, typer.Option(help="Of every random choice.")]
@@ -24,6 +36,20 @@ Seed = Annotated[int, typer.Option(help="Of every random choice.")]
 def names(text: str) -> tuple[str, ...]:
     """Names separated by commas."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def series(
+    bundle: Any, horizon: int | None, context: int | None, target: str | None, known: str | None, timestamp: str | None,
+    columns: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """Options of a forecasting task; what is not said comes from the model where it says so. None where nothing is said."""
+    config = getattr(bundle.model, "config", None)
+    made = {
+        "horizon": horizon or getattr(config, "prediction_length", None),
+        "context": context or getattr(config, "context_length", None),
+    }
+    lists = {"target": target, "known": known, "columns": columns}
+    return {**made, "timestamp": timestamp, **{k: names(v) if v else None for k, v in lists.items()}}
 
 
 def seconds(text: str) -> float:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def slim(
     model: Annotated[str, typer.Argument(help="Model folder (Hugging Face or sentence-transformers) or hub name.")],
-    task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm or image-classification.")],
+    task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm, image-classification or forecasting.")],
     data: Annotated[str, typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub name.")],
     text: options.Text = None,
     text_pair: options.TextPair = None,
@@ -26,6 +26,12 @@ def slim(
     document: options.Document = None,
     image: options.Image = None,
     group: options.Group = None,
+    horizon: options.Horizon = None,
+    context: options.Context = None,
+    target: options.Target = None,
+    known: options.Known = None,
+    timestamp: options.Timestamp = None,
+    columns: options.Columns = None,
     metric: options.Metric = None,
     pool: Annotated[int | None, typer.Option(help="Candidates that a query is ranked among (embedding); 1000 unless given.")] = None,
     floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.99,
@@ -63,7 +69,8 @@ def slim(
     from lightformers.bundle import load
     from lightformers.tasks import from_data
 
-    columns = {
+    bundle = load(model, task=task, trust_remote_code=trust_remote_code)
+    named = {
         "text": text,
         "text_pair": text_pair,
         "label": label,
@@ -74,8 +81,9 @@ def slim(
         "metric": metric,
         "pool": pool,
     }
-    bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    asked = from_data(task, data, bundle=bundle, seed=seed, **columns)
+    if task == "forecasting":
+        named |= options.series(bundle, horizon, context, target, known, timestamp, columns)
+    asked = from_data(task, data, bundle=bundle, seed=seed, **named)
     run(bundle, asked, json_, floor=floor, goal=goal, out=out, restart=restart, dry_run=dry_run, **settings)
 
 

@@ -20,6 +20,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle, Example
 from lightformers.compress.moments import Inputs, input_hook, real_tokens
 from lightformers.errors import DataError, UserError
+from lightformers.memory import release
 from lightformers.steps import Run
 
 #: Padded tokens in one calibration batch: large enough for the matrix units, small enough for any memory.
@@ -189,6 +190,7 @@ def _observe(
         for batch in batches(bundle, chosen):
             current[0] = batch.inputs.get("attention_mask")
             module(**batch.inputs)
+    release()
     if missing := [p for p in (*plain, *full) if p not in moments]:
         raise UserError(
             f"the calibration examples never reach {', '.join(missing[:3])}: is it part of the model?"
@@ -245,7 +247,7 @@ def fast_precision(device: torch.device, dtype: str) -> Iterator[None]:
 
 def _similarity_hook(sums: list[float], current: list[Tensor | None]) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        before = args[0] if args else kwargs["hidden_states"]
+        before = anatomy.entering(args, kwargs)
         after = output if isinstance(output, Tensor) else output[0]
         a, b = real_tokens(before, current[0]).float(), real_tokens(after, current[0]).float()
         cosine = nn.functional.cosine_similarity(a, b, dim=-1)

@@ -12,12 +12,20 @@ from lightformers.bundle import Bundle
 from lightformers.export.graph import DEPLOY_FILE, output_name
 from lightformers.files import read_json, write_text
 from lightformers.manifest import FILE as MANIFEST
+from lightformers.processors import Processor
 
 PIPELINES = {
     "embedding": "sentence-similarity", "text-classification": "text-classification",
     "token-classification": "token-classification", "causal-lm": "text-generation", "masked-lm": "fill-mask",
-    "image-classification": "image-classification",
+    "image-classification": "image-classification", "forecasting": "time-series-forecasting",
+    "tabular-classification": "tabular-classification", "tabular-regression": "tabular-regression",
 }  # fmt: skip
+#: What an example of a task without tokenizer or image processor looks like.
+_EXAMPLES = {
+    "forecasting": '{"past_values": values}  # (context_length, columns) in the units of the data',
+    "tabular-classification": '{"row": {"column": "cell"}}',
+    "tabular-regression": '{"row": {"column": "cell"}}',
+}
 _AUTO = {
     "text-classification": "AutoModelForSequenceClassification", "causal-lm": "AutoModelForCausalLM",
     "token-classification": "AutoModelForTokenClassification", "masked-lm": "AutoModelForMaskedLM",
@@ -133,6 +141,17 @@ def snippets(bundle: Bundle, folder: Path, where: str | None = None) -> list[dic
             f'model = SentenceTransformer("{where}")\nvectors = model.encode(["a text", "another"])'
         )
         out.append({"title": "sentence-transformers", "code": code})
+    elif isinstance(bundle.processor, Processor):
+        code = (
+            f'import lightformers as lf\n\nbundle = lf.load("{where}")\nexample = {_EXAMPLES.get(bundle.task or "", "{}")}\n'
+            "outputs = bundle.module()(**bundle.collate([example]).inputs)  # of the model: "
+            + (
+                "standardised as processor_config.json says"
+                if bundle.task == "forecasting"
+                else "a mapping by name"
+            )
+        )
+        out.append({"title": "lightformers", "code": code})
     else:
         auto, image = _AUTO.get(bundle.task or "", "AutoModel"), bundle.task == "image-classification"
         kind = "AutoImageProcessor" if image else "AutoTokenizer"
@@ -151,9 +170,7 @@ def snippets(bundle: Bundle, folder: Path, where: str | None = None) -> list[dic
             f'model = openvino.Core().compile_model("{where}/openvino/openvino_model.xml", "CPU", how["properties"])\n'
             f'out = model({{name: inputs[name] for name in how["inputs"]}})["{held["output"]}"]'
         )
-        out.append(
-            {"title": "OpenVINO (inputs: numpy arrays from the tokenizer or image processor)", "code": code}
-        )
+        out.append({"title": "OpenVINO (inputs: numpy arrays from the processor)", "code": code})
     if (folder / "onnx" / DEPLOY_FILE).is_file():
         code = (
             "import onnxruntime\n\n"

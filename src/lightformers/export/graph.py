@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from lightformers.bundle import Bundle, Example
 from lightformers.errors import ModelError
 from lightformers.files import write_json
+from lightformers.processors import Processor
+from lightformers.runners.named import named
 from lightformers.steps import Deploy
 
 DEPLOY_FILE = "deploy.json"
@@ -32,7 +34,9 @@ class Exported:
 def sample(bundle: Bundle, calibration: Sequence[Example] | None) -> dict[str, Tensor]:
     """Inputs to trace with: at least two examples of at least two tokens, so that no axis looks constant."""
     examples = list(calibration or ())[:4]
-    if not examples:
+    if not examples and isinstance(bundle.processor, Processor):
+        examples = bundle.processor.samples(2)
+    elif not examples:
         if "pixel_values" in str(getattr(bundle.model, "main_input_name", "")):
             import numpy as np
 
@@ -49,9 +53,11 @@ def moving_axes(inputs: dict[str, Tensor]) -> dict[str, dict[int, Any]]:
 
 
 def output_name(bundle: Bundle) -> str:
-    """The output that counts: "embedding", "logits", or the states of a bare backbone."""
+    """The output that counts: "embedding", "logits", "prediction", or the states of a bare backbone."""
     if bundle.pooling is not None:
         return "embedding"
+    if bundle.task in ("forecasting", "tabular-regression"):
+        return "prediction"
     return "logits" if bundle.task else "last_hidden_state"
 
 
@@ -88,11 +94,25 @@ def write_deploy(
     )
 
 
+class Forecaster(nn.Module):
+    """A forecaster whose graph gives one output, `prediction`, whatever the model calls it and gives beside it."""
+
+    def __init__(self, backbone: nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        return {"prediction": named(self.backbone(**inputs))["prediction"]}
+
+
 def ready(bundle: Bundle) -> nn.Module:
     """The module to export, in evaluation mode and on the CPU."""
     if bundle.processor is None:
-        raise ModelError("exporting needs sample inputs, and this bundle has no tokenizer or image processor")
-    return bundle.module().eval()
+        raise ModelError(
+            "exporting needs sample inputs, and this bundle has no tokenizer, image processor or other processor"
+        )
+    module = bundle.module().eval()
+    return Forecaster(module) if bundle.task == "forecasting" else module
 
 
 def size_of(folder: Path) -> int:

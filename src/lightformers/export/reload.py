@@ -22,6 +22,7 @@ from lightformers.export.graph import DEPLOY_FILE, output_name
 from lightformers.files import read_json, write_json
 from lightformers.manifest import FILE as MANIFEST
 from lightformers.models.registry import MODELS
+from lightformers.processors import Processor
 
 SCRIPT = Path(__file__).parent / "templates" / "reload_check.py"
 #: The least cosine per example to the torch model, where no outputs of the exported graph itself were recorded.
@@ -36,14 +37,16 @@ def rows(outputs: Mapping[str, Any], batch: Any) -> list[np.ndarray]:
 
     A `Reduce` for runners: (outputs by name, batch) -> one item per example.
     """
-    for name in ("embedding", "logits", "last_hidden_state"):
+    for name in ("embedding", "logits", "prediction", "prediction_outputs", "last_hidden_state"):
         if name in outputs:
             value = outputs[name].float()
             break
     else:
         raise UserError(
-            f"the outputs hold {', '.join(outputs)}; embedding, logits or last_hidden_state is compared"
+            f"the outputs hold {', '.join(outputs)}; embedding, logits, prediction or last_hidden_state is compared"
         )
+    if name.startswith("prediction"):
+        value = value.reshape(len(value), -1)
     if value.dim() == 3:
         mask = batch.inputs.get("attention_mask", torch.ones(value.shape[:2], dtype=torch.long)).unsqueeze(-1)
         value = (value * mask).sum(1) / mask.sum(1)
@@ -81,7 +84,7 @@ def check(
     expected: format ("transformers", "openvino", "onnx") -> recorded outputs (see `record`); what is not given is
     compared with the bundle in eager torch, as closely as its precision allows. only: leave out other formats.
     Returns one dictionary per form: format, ok, max_difference, throughput (examples per second, tokenization
-    included, length-sorted batches, best of `rounds`), note.
+    included but for series and rows, length-sorted batches, best of `rounds`), note.
     """
     folder = Path(folder).resolve()
     if not probes:
@@ -93,7 +96,7 @@ def check(
         shared = {
             "folder": str(folder), "task": bundle.task, "output": output_name(bundle), "max_length": bundle.max_length,
             "pooling": vars(bundle.pooling) if bundle.pooling else None, "batch_size": batch_size, "rounds": rounds,
-            "threads": threads, "probes": str(_write_probes(bundle, probes, work)),
+            "threads": threads, "probes": str(_write_probes(bundle, probes, work, batch_size)),
         }  # fmt: skip
         out = []
         for form, precision in _forms(folder, probes):
@@ -126,7 +129,17 @@ def _forms(folder: Path, probes: Sequence[Example]) -> list[tuple[str, str]]:
     return out
 
 
-def _write_probes(bundle: Bundle, probes: Sequence[Example], folder: Path) -> Path:
+def _write_probes(bundle: Bundle, probes: Sequence[Example], folder: Path, batch_size: int) -> Path:
+    """What the other process is given: texts and images as they are; of what only our processors read, batches of arrays."""
+    if isinstance(bundle.processor, Processor):
+        sizes, held_arrays = [], {}
+        for start in range(0, len(probes), batch_size):
+            part = list(probes[start : start + batch_size])
+            for name, tensor in bundle.collate(part).inputs.items():
+                held_arrays[f"{len(sizes)}.{name}"] = tensor.numpy()
+            sizes.append(len(part))
+        np.savez(folder / "probes.npz", sizes=np.array(sizes), **held_arrays)  # type: ignore[arg-type]
+        return folder / "probes.npz"
     if "image" in probes[0]:
         np.savez(folder / "probes.npz", **{f"image{i}": np.asarray(e["image"]) for i, e in enumerate(probes)})  # type: ignore[arg-type]
         return folder / "probes.npz"

@@ -28,7 +28,7 @@ HISTORY = 1000
 
 
 def report(
-    session: Session, judge: Judge, rows: Sequence[Said], chosen: Said, why: str, widths: tuple[Widths, Widths], refit: Refit,
+    session: Session, judge: Judge, rows: Sequence[Said], chosen: Said, widths: tuple[Widths, Widths], refit: Refit,
     said: Any, held: Any, command: str,
 ) -> dict[str, Any]:  # fmt: skip
     """Plain JSON. widths: learnt from the search part, and from both parts. said, held: forecasts (horizon, targets) of the
@@ -58,7 +58,7 @@ def report(
             "first": text(stamps[0]) if stamps is not None else None, "last": text(stamps[-1]) if stamps is not None else None,
             "missing": float(1 - np.isfinite(task.series.values).mean()), "splits": splits, "windows": windows,
         },
-        "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None or settings.pretrain, "why": why},
+        "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None or settings.pretrain},
         "rows": [row(r, chosen) for r in rows],
         "interval": _interval(settings.interval, judge, chosen, widths),
         "refit": {"done": refit.done, "text": refit.text, "seconds": refit.seconds},

@@ -36,7 +36,7 @@ from lightformers.tasks.forecasting import Forecasting
 
 PHASES = ("data", "baselines", "training", "refit", "forecast")
 #: Shares of the time that is left: for the baselines that are fitted; then for training, the rest being for the refit.
-FITTED, TRAINED = 0.15, 0.4
+FITTED, TRAINED = 0.15, 0.5
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _run(session: Session, out: Path | None, command: str) -> Result:
     else:
         done = trained(asked, task, judge, TRAINED * session.left, settings.seed, session.told)
     rows = [*(d.said for d in done), *simple]
-    chosen, why = _chosen(done[0].said.name if settings.pretrain else settings.model, judge, rows)
+    chosen = _chosen(done[0].said.name if settings.pretrain else settings.model, rows)
     mine = next((d for d in done if d.said is chosen), None)
     widths = tuple(
         conformal.widths(np.concatenate([chosen.errors[p] for p in parts]), settings.interval)
@@ -214,7 +214,7 @@ def _run(session: Session, out: Path | None, command: str) -> Result:
     progress.phase("forecast")
     marked = bool(mine and mine.contender.bundle.processor.marks)
     said = forecaster(beyond(task, session.known, marked))[0, : session.horizon]
-    report = reporting.report(session, judge, rows, chosen, why, widths, again, said, held, command)
+    report = reporting.report(session, judge, rows, chosen, widths, again, said, held, command)
     report["rows"] = verdict.ordered(report["rows"])
     report |= {"advice": verdict.advice(report), "model": None}
     result = Result(
@@ -240,14 +240,14 @@ def _contenders(session: Session) -> list[Contender]:
     return [made]
 
 
-def _chosen(named: str | None, judge: Judge, rows: list[Said]) -> tuple[Said, str]:
+def _chosen(named: str | None, rows: list[Said]) -> Said:
     """The one that was named, else the best. Raises UserError where the named one failed."""
     if named is None:
-        return choose(judge, rows)
+        return choose(rows)
     found = next(r for r in rows if r.name == named)
     if found.error:
         raise UserError(f"{found.label} cannot forecast this series: {found.error}")
-    return found, ""
+    return found
 
 
 def _write(result: Result, out: Path) -> Result:

@@ -47,8 +47,6 @@ def advice(report: Row) -> list[str]:
         said.append(f"{chosen['label']} makes the forecast.")
     else:
         said.append(_beside(chosen, simple, held))
-    if report["chosen"].get("why"):
-        said.append(report["chosen"]["why"])
     better = [r for r in rivals if (r["ratio"]["high"] or 2) < 1]
     if better and report["chosen"]["named"]:
         best = min(better, key=lambda r: r["ratio"]["estimate"])

@@ -12,6 +12,7 @@ from lightformers.measure.machine import machine
 from lightformers.measure.peaks import peaks
 from lightformers.measure.profile import profile, profile_openvino
 from lightformers.measure.resources import flops
+from lightformers.processors import Processor
 from lightformers.runners import Reduce, Runner
 from lightformers.runners.batching import fill, plan
 from lightformers.telemetry import quiet
@@ -28,7 +29,7 @@ class Facts:
 
     products: share of the forward spent in matrix products, or None where it could not be profiled.
     work: GFLOP of matrix products of the pass, padding included. peak: GFLOP/s of a large product in the precision
-    named by `peak_precision`. weights: bytes of weights as stored; bandwidth: bytes/s of a large copy.
+    named by `peak_precision`. texts: examples are counted in tokens (series and rows are not). weights: bytes of weights as stored; bandwidth: bytes/s of a large copy.
     """
 
     seconds: float
@@ -47,6 +48,7 @@ class Facts:
     isa: dict[str, bool]
     precision: str
     other: tuple[tuple[str, float], ...] = ()
+    texts: bool = True
 
 
 def sentences(facts: Facts) -> list[str]:
@@ -74,7 +76,12 @@ def sentences(facts: Facts) -> list[str]:
             f"{_percent(facts.padding)} of the tokens computed are padding: sort by length, or set a token budget.",
         ))  # fmt: skip
     if facts.tokenization > 0.02:
-        found.append((facts.tokenization, f"Tokenization takes {_percent(facts.tokenization)} of the time."))
+        found.append(
+            (
+                facts.tokenization,
+                f"{'Tokenization' if facts.texts else 'Making inputs of examples'} takes {_percent(facts.tokenization)} of the time.",
+            )
+        )
     if facts.padding_work > 0.02:
         found.append((
             facts.padding_work,
@@ -88,7 +95,7 @@ def sentences(facts: Facts) -> list[str]:
             f"{facts.bandwidth / 1e9:.0f} GB/s of this machine would alone take {_percent(reading)} of the time.",
         ))  # fmt: skip
     mean = facts.tokens / max(facts.batches, 1)
-    if mean < SMALL_BATCH:
+    if mean < SMALL_BATCH and facts.texts:
         found.append((
             0.3,
             f"Batches hold {mean:.0f} tokens on average; below {SMALL_BATCH} the matrix units mostly wait.",
@@ -163,6 +170,7 @@ def gather(
         isa=facts["isa"],
         precision=deploy.precision,
         other=other,
+        texts=not isinstance(bundle.processor, Processor),
     )
 
 

@@ -57,10 +57,16 @@ def register() -> None:
     import transformers
 
     for auto, names in AUTO.items():
-        for name in names:
+        for name in filter(_whole, names):
             found: Any = model_class(name)
             transformers.AutoConfig.register(found.config_class.model_type, found.config_class, exist_ok=True)
             getattr(transformers, auto).register(found.config_class, found, exist_ok=True)
+
+
+def _whole(name: str) -> bool:
+    """Whether the class can be had: a module that is being imported registers at its own end."""
+    module: Any = sys.modules.get(MODELS[name])
+    return hasattr(module, name) or not getattr(getattr(module, "__spec__", None), "_initializing", False)
 
 
 def register_in_time() -> None:

@@ -17,6 +17,8 @@ from lightformers.errors import UserError
 
 _FLOAT = re.compile(r"e(\d)m(\d)")
 _INTEGER = re.compile(r"int(\d)")
+#: Numbers that are encoded at once: their places take eight bytes each meanwhile.
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,13 @@ class NumberFormat:
     def encode(self, levels: Tensor) -> Tensor:
         """Levels -> their places in `self.levels`, uint8. Raises ValueError for numbers that are no level."""
         book = torch.tensor(self.levels, device=levels.device)
-        codes = torch.searchsorted(book, levels.float().contiguous()).clamp(max=len(book) - 1)
-        if not torch.equal(book[codes], levels.float()):
-            raise ValueError(f"not all numbers are levels of {self.name}")
-        return codes.to(torch.uint8)
+        out = torch.empty(levels.shape, dtype=torch.uint8, device=levels.device)
+        for piece, place in zip(levels.reshape(-1).split(_PIECE), out.view(-1).split(_PIECE)):
+            codes = torch.searchsorted(book, piece.float()).clamp(max=len(book) - 1)
+            if not torch.equal(book[codes], piece.float()):
+                raise ValueError(f"not all numbers are levels of {self.name}")
+            place.copy_(codes)
+        return out
 
 
 def power_of_two(exponent: Tensor) -> Tensor:

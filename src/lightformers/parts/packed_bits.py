@@ -16,6 +16,9 @@ from lightformers.parts.blocks import Block, exponents, grid, spread
 from lightformers.parts.number_formats import NumberFormat, number_format
 from lightformers.parts.number_formats import power_of_two as two_to
 
+#: Rows that are packed at once.
+_ROWS = 1024
+
 
 def pack(codes: Tensor, base: int, per_byte: int) -> Tensor:
     """Codes uint8 (rows, columns), each below `base` -> bytes uint8 (rows, ceil(columns / per_byte)).
@@ -25,7 +28,12 @@ def pack(codes: Tensor, base: int, per_byte: int) -> Tensor:
     rows, columns = codes.shape
     padded = nn.functional.pad(codes, (0, -columns % per_byte)).view(rows, -1, per_byte)
     weights = torch.tensor([base**i for i in range(per_byte)], device=codes.device)
-    return (padded.long() * weights).sum(-1).to(torch.uint8)
+    out = torch.empty(padded.shape[:2], dtype=torch.uint8, device=codes.device)
+    for piece, place in zip(
+        padded.split(_ROWS), out.split(_ROWS)
+    ):  # whole numbers take eight bytes each meanwhile
+        place.copy_((piece.long() * weights).sum(-1))
+    return out
 
 
 @lru_cache(maxsize=64)

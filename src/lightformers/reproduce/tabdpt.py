@@ -15,6 +15,7 @@ import csv
 import dataclasses
 import functools
 import gzip
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -53,12 +54,12 @@ def _config(size: str = _MAIN) -> TabDPTConfig:
     return TabDPTConfig(_FEATURES, width, 2 * width, 4, layers, softmax_temperature=1.0)
 
 
-def real_tables() -> list[Source]:
-    """Of scikit-learn and of the shared sets: numbers alone, the target a column like any other."""
+def real_tables(most: int = 15_000) -> list[Source]:
+    """Of scikit-learn and of the shared sets, at most so many rows: numbers alone, the target a column like any other."""
     made = bundled()
     for name, file in (("tabular2", "california_housing.csv.gz"), ("etth1", "ETTh1.csv.gz")):
         with gzip.open(reproduce.data(name) / file, "rt", encoding="utf-8", newline="") as opened:
-            rows = list(csv.DictReader(opened))[:15_000]
+            rows = list(itertools.islice(csv.DictReader(opened), most))
         columns = [c for c in rows[0] if _number(rows[0][c])]
         made.append(
             Source.of(np.array([[float(r[c]) if _number(r[c]) else np.nan for c in columns] for r in rows]))
@@ -75,7 +76,10 @@ def _number(cell: str) -> bool:
 
 
 def in_context(model: TabDPT, context_x: Array, context_y: Array, x: Array) -> Array:
-    """Probabilities (rows, classes) of rows x; context_x of its own for each row where it has three axes."""
+    """Probabilities (rows, classes) of rows x; context_x of its own for each row where it has three axes.
+
+    The model's configuration is set to the table.
+    """
     pooled = context_x.reshape(-1, context_x.shape[-1])
     mean, deviation = pooled.mean(0), pooled.std(0) + 1e-9
 
@@ -84,15 +88,14 @@ def in_context(model: TabDPT, context_x: Array, context_y: Array, x: Array) -> A
         wide = np.pad(scaled, [(0, 0)] * (scaled.ndim - 1) + [(0, _FEATURES - scaled.shape[-1])])
         return torch.from_numpy(wide.astype(np.float32))
 
-    fields = model.config.to_dict() | {"permutations": orders(min(x.shape[1], _FEATURES), _FEATURES, 4, 0)}
-    used = TabDPT(TabDPTConfig(**{**fields, "classes": int(context_y.max()) + 1})).eval()
-    used.load_state_dict(model.state_dict())
+    model.config.permutations = orders(min(x.shape[1], _FEATURES), _FEATURES, 4, 0)
+    model.config.classes = int(context_y.max()) + 1
     with torch.inference_mode():
         labels = torch.from_numpy(context_y.astype(np.float32))
-        return used(ready(context_x), labels, ready(x))["logits"].softmax(-1).double().numpy()
+        return model(ready(context_x), labels, ready(x))["logits"].softmax(-1).double().numpy()
 
 
-def _rivals() -> dict[str, Predict]:
+def _rivals(trees: int) -> dict[str, Predict]:
     from sklearn.ensemble import GradientBoostingClassifier
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -111,12 +114,15 @@ def _rivals() -> dict[str, Predict]:
     return {
         _NEIGHBOURS: fitted(KNeighborsClassifier),
         _LINEAR: fitted(lambda: LogisticRegression(max_iter=500)),
-        _TREES: fitted(lambda: GradientBoostingClassifier(random_state=0)),
+        _TREES: fitted(lambda: GradientBoostingClassifier(n_estimators=trees, random_state=0)),
     }
 
 
-def marks(predict: Predict, seed: int, splits: int) -> dict[str, float]:
-    """Accuracy and AUC on the held-out sets, mean of the seed's splits, and accuracy over all of them."""
+def marks(predict: Predict, seed: int, splits: int, most: int) -> dict[str, float]:
+    """Accuracy and AUC on the held-out sets, mean of the seed's splits, and accuracy over all of them.
+
+    most: rows that are asked for of a split.
+    """
     from sklearn.metrics import roc_auc_score
 
     cells: dict[str, float] = {}
@@ -126,7 +132,7 @@ def marks(predict: Predict, seed: int, splits: int) -> dict[str, float]:
             right, area = [], []
             for part in range(splits):
                 order = np.random.default_rng([seed, part]).permutation(len(x))
-                known, asked = order[:count], order[count:]
+                known, asked = order[:count], order[count : count + most]
                 chance = predict(x[known], y[known], x[asked])
                 chance = chance / chance.sum(1, keepdims=True)
                 right.append((chance.argmax(1) == y[asked]).mean())
@@ -138,7 +144,7 @@ def marks(predict: Predict, seed: int, splits: int) -> dict[str, float]:
     return {"accuracy": mean, **cells}
 
 
-def nearness(model: TabDPT, seed: int, splits: int) -> dict[str, float]:
+def nearness(model: TabDPT, seed: int, splits: int, most: int) -> dict[str, float]:
     """Accuracy from 32 rows out of two thirds of a set: the nearest to each query, or any."""
     found: dict[str, list[float]] = {_NEAR: [], _ANY: []}
     for name in APART:
@@ -146,7 +152,7 @@ def nearness(model: TabDPT, seed: int, splits: int) -> dict[str, float]:
         scaled = (x - x.mean(0)) / x.std(0)
         for part in range(splits):
             order = np.random.default_rng([seed, part]).permutation(len(x))
-            known, asked = order[: 2 * len(x) // 3], order[2 * len(x) // 3 :]
+            known, asked = order[: 2 * len(x) // 3], order[2 * len(x) // 3 :][:most]
             distance = np.square(scaled[asked][:, None] - scaled[known][None]).sum(-1)
             near = known[np.argsort(distance, 1)[:, :32]]
             for cell, chance in (
@@ -160,8 +166,9 @@ def nearness(model: TabDPT, seed: int, splits: int) -> dict[str, float]:
 def run(budget: float = common.FULL) -> Finding:
     """Pre-train every arm once per seed with equal steps, and let all of them and the rivals sit the same splits."""
     clock = common.Clock(budget)
-    seeds, splits = clock.seeds(), 5 if budget >= common.SHORT else 1
-    tables = real_tables()
+    seeds, splits = clock.seeds(), 1 if clock.short else 5
+    trees, most = clock.size(100, 5), clock.size(500, 40)
+    tables = real_tables(clock.size(15_000, 500))
     base = Settings(
         rows=4096,
         context=_CONTEXTS,
@@ -177,20 +184,21 @@ def run(budget: float = common.FULL) -> Finding:
     step = (time.monotonic() - begun) / 2
     # Arms of the main size once per seed; the other two sizes once, which cost about as much as two arms.
     steps = max(2, int(clock.left(0.3) / step / (len(seeds) * len(_ARMS) + 2)))
-    rivals, scores = _rivals(), {}
+    rivals = _rivals(trees)
+    scores: dict[str, dict[str, list[float]]] = {}
     sizes: dict[str, float] = {}
-    drawn = split(synthetic(64, 224, _FEATURES, 2**31 - 1), 128)
+    drawn = split(synthetic(clock.size(64, 8), 224, _FEATURES, 2**31 - 1), 128)
     for seed in seeds:
-        found = {arm: marks(predict, seed, splits) for arm, predict in rivals.items()}
+        found = {arm: marks(predict, seed, splits, most) for arm, predict in rivals.items()}
         torch.manual_seed(seed)
-        found[_UNTRAINED] = marks(functools.partial(in_context, TabDPT(_config()).eval()), seed, splits)
+        found[_UNTRAINED] = marks(functools.partial(in_context, TabDPT(_config()).eval()), seed, splits, most)
         for arm, share in _ARMS.items():
             settings = dataclasses.replace(
                 base, steps=steps, synthetic=share, seed=seed, warmup=max(1, min(30, steps // 5))
             )
             model = pretrain(tables, settings, _config())
-            found[arm] = marks(functools.partial(in_context, model), seed, splits) | nearness(
-                model, seed, splits
+            found[arm] = marks(functools.partial(in_context, model), seed, splits, most) | nearness(
+                model, seed, splits, most
             )
             if seed == seeds[0] and arm == _BOTH:
                 for size in _SIZES:
@@ -238,7 +246,7 @@ def _conclude(
             "model": f"{_MAIN}, 4 heads, {_FEATURES} columns, 4 orders of the columns averaged",
             "real tables": "iris, digits, diabetes, California housing, ETTh1",
             "held out": list(APART),
-            "rows of a step": 4096,
+            "rows of a step": clock.size(4096, 256),
             "context": list(_CONTEXTS),
             "loss on drawn tables": {k: round(v, 4) for k, v in sizes.items()},
             **settings,

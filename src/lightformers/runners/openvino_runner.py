@@ -17,6 +17,7 @@ from lightformers.errors import MissingExtra, ModelError, UserError
 from lightformers.files import read_json
 from lightformers.runners.batching import by_length, in_order, plan
 from lightformers.runners.named import WANTED, Traceable, example_batch, numpy_inputs, to_tensor
+from lightformers.runners.unfold import without_unfold
 from lightformers.steps import Deploy
 from lightformers.telemetry import quiet, silence
 
@@ -161,10 +162,12 @@ def convert(bundle: Bundle, examples: Sequence[Example] | None = None) -> Any:
     batch = example_batch(bundle, examples)
     module = Traceable(bundle.module(), list(batch.inputs))
     tensors = tuple(batch.inputs.values())
+    # Texts: (batch, length). Images and series keep their size: position tables are made for one.
+    sizes = [[-1, -1] if t.dim() == 2 else [-1, *t.shape[1:]] for t in tensors]
     training = [m for m in module.modules() if m.training]
     module.eval()
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet(), without_unfold():
             names = list(module(*tensors))
             model = ov.convert_model(module, example_input=tensors)
     except Exception as error:
@@ -176,10 +179,8 @@ def convert(bundle: Bundle, examples: Sequence[Example] | None = None) -> Any:
         raise ModelError(
             f"OpenVINO's graph of this model has other inputs or outputs than {[*batch.inputs, *names]}"
         )
-    for port, name, tensor in zip(model.inputs, batch.inputs, tensors):
-        # Texts: (batch, length). Images keep their size: position tables are made for one.
-        rest = [-1] if tensor.dim() == 2 else list(tensor.shape[1:])
-        port.get_node().set_partial_shape(ov.PartialShape([-1, *rest]))
+    for port, name, size in zip(model.inputs, batch.inputs, sizes):
+        port.get_node().set_partial_shape(ov.PartialShape(size))
         port.get_tensor().set_names({name})
     model.validate_nodes_and_infer_types()
     for port, name in zip(model.outputs, names):

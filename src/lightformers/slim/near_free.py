@@ -9,6 +9,7 @@ from typing import Any
 from lightformers import measure, runners
 from lightformers.bundle import Example
 from lightformers.errors import UserError
+from lightformers.processors import Processor
 from lightformers.slim.baseline import call, deployed_size
 from lightformers.slim.session import Session, cores, runtime
 from lightformers.steps import Deploy, fields_of
@@ -21,8 +22,11 @@ CLOSE = 1.25
 def deploys(session: Session) -> list[Deploy]:
     """How a result may be run: precisions, batch shapes and streams that are worth measuring on this machine."""
     batch, goal = session.settings.batch, session.settings.goal
-    if goal == "latency":
-        shapes: list[dict[str, Any]] = [{"batching": "sorted", "batch_size": batch}]
+    if isinstance(session.bundle.processor, Processor):  # series and rows all have one length
+        shapes: list[dict[str, Any]] = [{"batching": "sorted", "batch_size": n * batch} for n in (1, 8)]
+        shapes = shapes[:1] if goal == "latency" else shapes
+    elif goal == "latency":
+        shapes = [{"batching": "sorted", "batch_size": batch}]
     else:
         # Batches are filled to a budget of padded tokens: short texts ride in larger batches than `batch`.
         shapes = [{"batching": "sorted", "batch_size": 8 * batch, "max_tokens": n} for n in (1024, 2048)]

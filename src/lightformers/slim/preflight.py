@@ -37,7 +37,6 @@ class Preflight:
 def check(session: Session) -> Preflight:
     """Read the anatomy, check data against model, foresee time, memory, and the smallest loss that can be resolved."""
     bundle, task, settings = session.bundle, session.task, session.settings
-    found = anatomy.of(bundle.model)
     task.check(bundle)
     for text in getattr(task, "warnings", ()):
         session.warn(text)
@@ -51,6 +50,9 @@ def check(session: Session) -> Preflight:
     if hasattr(task, "set_reference"):
         _reference(session)
     space = draw(bundle, settings)
+    found = anatomy.of(bundle.model) if space.readable else None
+    family = found.family if found else type(bundle.model).__name__
+    blocks = f"{len(found.blocks)} blocks" if found else "blocks unknown"
     session.menu = methods.draw(bundle, task, settings, runtime(), session.brief)
     rate, per_batch, probe = _probe(session)
     loss = stats.resolvable(probe, settings.confidence, splits["verify"])
@@ -61,7 +63,7 @@ def check(session: Session) -> Preflight:
     seconds = (splits["search"] + splits["verify"]) / rate
     memory = _memory(bundle.parameters)
     lines = [
-        f"{found.family}: {len(found.blocks)} blocks, {bundle.parameters / 1e6:.1f} M parameters; {task.name}, {task.metric.name}",
+        f"{family}: {blocks}, {bundle.parameters / 1e6:.{1 if bundle.parameters > 5e4 else 3}f} M parameters; {task.name}, {task.metric.name}",
         "data: " + ", ".join(f"{n:,} {name}" for name, n in splits.items() if n),
         f"will try: {_tries(space, session.menu)}",
         *(f"will not try {reason}" for reason in (*space.closed, *session.menu.closed)),
@@ -75,7 +77,7 @@ def check(session: Session) -> Preflight:
             "examples, a lower --floor, or a lower --confidence"
         )
     return Preflight(
-        found.family,
+        family,
         bundle.parameters,
         splits,
         space,

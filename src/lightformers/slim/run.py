@@ -26,7 +26,7 @@ from lightformers.slim.session import Session, interval_dict
 from lightformers.slim.settings import Settings
 from lightformers.slim.store import Store, discard
 from lightformers.stats import interval
-from lightformers.steps import fields_of
+from lightformers.steps import Deploy, fields_of
 
 PHASES = (
     "pre-flight",
@@ -134,15 +134,15 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.log(f"fastest way to run the original: {deploy}")
 
     progress.phase("search")
-    order = tuple(store.once("order", lambda: search.block_order(session, pre.space)))
-    cost, timed = search.cost_model(session, pre.space, deploy, load)
-    points = search.cheap(session, pre.space, order, cost, timed)
+    order, points = _cuts(session, pre, deploy, load) if pre.space.readable else ((), [])
     progress.log(f"{len(points)} cuts tried without training")
 
     progress.phase("recovery")
     training = store.once("training", lambda: _training_seconds(session, pre, len(points)))
     overhead = store.once("overhead", lambda: 5 + BRISK * _share(pre, "search") * pre.seconds_exact)
-    trials = search.recoveries(session, points, order, training, overhead, pre.seconds_per_batch)
+    trials = (
+        search.recoveries(session, points, order, training, overhead, pre.seconds_per_batch) if points else []
+    )
 
     progress.phase("verification")
     ranked = finish.rank(session, finish.finalists(session, trials, order, deploy), load)
@@ -160,6 +160,15 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     described |= {"control": controlled, "trials": handover.trials(session, deploy), "command": command}
     described |= {"seconds": round(time.time() - started, 1), "warnings": session.warnings}
     return _deliver(session, described, chosen, runner, outcome)
+
+
+def _cuts(
+    session: Session, pre: Preflight, deploy: Deploy, load: Sequence[Any]
+) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
+    """The order in which blocks can be spared, and what each cut costs and breaks before any training."""
+    order = tuple(session.store.once("order", lambda: search.block_order(session, pre.space)))
+    cost, timed = search.cost_model(session, pre.space, deploy, load)
+    return order, search.cheap(session, pre.space, order, cost, timed)
 
 
 #: What a candidate takes to score, as a share of eager fp32. Conversions, the race, export and reloading take FIXED

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightformers import anatomy
 from lightformers.bundle import Bundle
+from lightformers.errors import ModelError
 from lightformers.slim.settings import Settings
 
 #: Shares of a width that the search tries. Finer steps cost more trials than they find.
@@ -56,7 +57,10 @@ class Cut:
 
 @dataclass(frozen=True)
 class Space:
-    """The cuts that are open for this model, with the reason for each that is closed."""
+    """The cuts that are open for this model, with the reason for each that is closed.
+
+    readable: anatomy knows where the blocks are; without that only how the model is run can change.
+    """
 
     blocks: tuple[int, ...]
     channels: tuple[float, ...]
@@ -64,6 +68,7 @@ class Space:
     width: tuple[float, ...]
     rank: tuple[float, ...]
     closed: tuple[str, ...]
+    readable: bool = True
 
     @property
     def whole(self) -> Cut:
@@ -79,8 +84,15 @@ class Space:
 
 
 def draw(bundle: Bundle, settings: Settings) -> Space:
-    """The space of this model under this request: what anatomy can cut, the family reloads and the user allows."""
-    found = anatomy.of(bundle.model)
+    """The space of this model under this request: what anatomy can cut, the family reloads and the user allows.
+
+    A model that anatomy cannot read has a space of one point, the whole.
+    """
+    try:
+        found = anatomy.of(bundle.model)
+    except ModelError as error:
+        one = (1.0,)
+        return Space((1,), one, one, one, one, (f"any cut: {str(error).splitlines()[0]}",), readable=False)
     depth = len(found.blocks)
     closed: list[str] = []
 

@@ -19,7 +19,7 @@ from lightformers.stats import METRICS, Metric, Scores
 from lightformers.tasks import common, series, windows
 from lightformers.tasks.data import Rows
 from lightformers.tasks.forecasting_checks import fit_to, largest, limits, places
-from lightformers.tasks.series import Series
+from lightformers.tasks.series import Series, rows_of
 from lightformers.tasks.windows import Windows
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class Forecasting:
 
     @classmethod
     def from_file(
-        cls, path: str | Path, horizon: int, context: int | None = None, target: str | Sequence[str] | None = None,
+        cls, path: str | Path, horizon: int | None = None, context: int | None = None, target: str | Sequence[str] | None = None,
         timestamp: str | None = None, known: str | Sequence[str] = (), columns: Sequence[str] | None = None,
         split: Sequence[float] = (0.7, 0.1, 0.2), stride: int | None = None, metric: str = "mse", seed: int = 0,
     ) -> Forecasting:  # fmt: skip
@@ -110,12 +110,12 @@ class Forecasting:
 
     @classmethod
     def from_examples(
-        cls, examples: Any, horizon: int, context: int | None = None, target: str | Sequence[str] | None = None,
+        cls, examples: Any, horizon: int | None = None, context: int | None = None, target: str | Sequence[str] | None = None,
         timestamp: str | None = None, known: str | Sequence[str] = (), columns: Sequence[str] | None = None,
         split: Sequence[float] = (0.7, 0.1, 0.2), stride: int | None = None, metric: str = "mse", seed: int = 0,
     ) -> Forecasting:  # fmt: skip
         """Of rows {column: value}, one a time step, of columns {column: values}, or of a pandas frame."""
-        rows = Rows(_rows(examples), "the data")
+        rows = Rows(rows_of(examples), "the data")
         found = series.of_rows(rows, timestamp, columns, _names(target, known))
         return cls.from_series(found, horizon, context, target, known, split, stride, metric, seed)
 
@@ -131,11 +131,13 @@ class Forecasting:
 
     @classmethod
     def from_series(
-        cls, found: Series, horizon: int, context: int | None = None, target: str | Sequence[str] | None = None,
+        cls, found: Series, horizon: int | None, context: int | None = None, target: str | Sequence[str] | None = None,
         known: str | Sequence[str] = (), split: Sequence[float] = (0.7, 0.1, 0.2), stride: int | None = None,
         metric: str = "mse", seed: int = 0,
     ) -> Forecasting:  # fmt: skip
         """Of a series that is read already."""
+        if horizon is None:
+            raise DataError("say how many rows to forecast: --horizon 96")
         given = places(found, known, "known")
         wanted = places(found, target, "target") or tuple(
             i for i in range(len(found.columns)) if i not in given
@@ -205,7 +207,10 @@ class Forecasting:
         return not bool(np.isfinite(self.series.values[: self.borders[2]]).all())
 
     def reduce(self, outputs: Mapping[str, Any], batch: Batch) -> list[tuple[float, float, int]]:
-        """Per window the sums of squared and of absolute errors over observed target values, and their count."""
+        """Per window the sums of squared and of absolute errors over observed target values, and their count; zeros for
+        windows without a future, which are only timed."""
+        if "future_values" not in batch.targets:
+            return [(0.0, 0.0, 0)] * len(next(iter(batch.inputs.values())))
         forecast, future, seen = self._compared(outputs, batch)
         apart = torch.where(seen, forecast.double() - future.double(), 0.0).flatten(1).cpu().numpy()
         counts = seen.flatten(1).sum(1).tolist()
@@ -214,8 +219,6 @@ class Forecasting:
     def _compared(self, outputs: Mapping[str, Any], batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Forecast, future and what of it was observed, at the targets: (batch, horizon, targets) each."""
         forecast = outputs["prediction"] if "prediction" in outputs else outputs["prediction_outputs"]
-        if "future_values" not in batch.targets:
-            raise DataError("these windows hold no future to compare a forecast with")
         chosen = list(self.targets)
         future = batch.targets["future_values"][..., chosen]
         seen = batch.targets["future_observed_mask"][..., chosen]
@@ -228,7 +231,7 @@ class Forecasting:
             )
         return forecast, future.to(forecast.device), seen.to(forecast.device)
 
-    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ("search", "verify")) -> None:
+    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ()) -> None:
         """Nothing to note: the future is the reference."""
 
     def evaluate(self, runner: common.Runner, split: str = "verify", limit: int | None = None) -> Scores:
@@ -280,21 +283,3 @@ def ett(name: str, horizon: int, context: int) -> Forecasting:
     from lightformers.tasks.series_benchmarks import load
 
     return load(name, horizon, context)
-
-
-def _rows(examples: Any) -> list[dict[str, Any]]:
-    if hasattr(examples, "to_dict") and hasattr(
-        examples, "index"
-    ):  # a pandas frame; its index may hold the stamps
-        frame = examples.reset_index() if str(examples.index.dtype).startswith("datetime") else examples
-        return list(frame.to_dict("records"))
-    if isinstance(examples, Mapping):
-        names = [str(n) for n in examples]
-        lengths = {len(v) for v in examples.values()}
-        if len(lengths) != 1:
-            raise DataError(f"the columns differ in length: {sorted(lengths)}")
-        return [dict(zip(names, cells)) for cells in zip(*examples.values())]
-    rows = [dict(e) for e in examples]
-    if not rows:
-        raise DataError("the data is empty: no rows were read")
-    return rows

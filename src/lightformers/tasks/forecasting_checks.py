@@ -163,7 +163,7 @@ def _same(task: Forecasting, held: SeriesProcessor) -> None:
     asked = [held.columns[i] for i in held.known if i not in task.known]
     if asked:
         raise DataError(
-            f"the model reads the future of {', '.join(asked)}: say that it is known with --known {' --known '.join(asked)}"
+            f"the model reads the future of {', '.join(asked)}: say that it is known with --known {','.join(asked)}"
         )
     if held.marks and (found := task.series.marks()) is None:
         raise DataError("the model reads the calendar: name the column of time stamps with --timestamp")

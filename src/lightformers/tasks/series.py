@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,6 +110,25 @@ def read(
             f"{path} holds parts ({', '.join(parts)}): a series is one file, and is split by time here"
         )
     return of_rows(next(iter(parts.values())), timestamp, columns, needed)
+
+
+def rows_of(examples: Any) -> list[dict[str, Any]]:
+    """One mapping a time step, of mappings, of columns {name: values}, or of a pandas frame. Raises DataError."""
+    if hasattr(examples, "to_dict") and hasattr(
+        examples, "index"
+    ):  # a pandas frame; its index may hold the stamps
+        frame = examples.reset_index() if str(examples.index.dtype).startswith("datetime") else examples
+        return list(frame.to_dict("records"))
+    if isinstance(examples, Mapping):
+        names = [str(n) for n in examples]
+        lengths = {len(v) for v in examples.values()}
+        if len(lengths) != 1:
+            raise DataError(f"the columns differ in length: {sorted(lengths)}")
+        return [dict(zip(names, cells)) for cells in zip(*examples.values())]
+    rows = [dict(e) for e in examples]
+    if not rows:
+        raise DataError("the data is empty: no rows were read")
+    return rows
 
 
 def of_rows(

@@ -102,13 +102,13 @@ def fit(
     halt: Halt | None = None,
 ) -> TrainResult:
     """Train `module` in place; returns it in the mode (train or eval) in which it came.
-
     batches: a `Feed`, or a sequence of batches that is gone through again and again.
     objective: `(module, batch) -> scalar loss`; if it is an `nn.Module`, its parameters are trained too.
     progress: called about twice a second with {"step", "loss", "tokens_per_second", "seconds_left", "fraction",
         "seconds"}; seconds_left is to `until`, seconds and fraction are of the whole budget.
-    halt: asked after every update, ends training there. state: of an earlier part of the same training. Raises Diverged where the loss is not finite (the weights are
-    then those of the last good update), UserError where nothing is left to train; out of memory stays RuntimeError.
+    halt: asked after every update, ends training there. state: of an earlier part of the same training.
+    Raises Diverged where the loss is not finite (the weights are then those of the last good update), UserError where
+    nothing is left to train; out of memory stays RuntimeError.
     """
     source: Batches = batches if hasattr(batches, "batch") else _Cycle(batches)
     accelerator = _accelerator(device)

@@ -18,6 +18,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle, Encoded, Example
 from lightformers.errors import DataError, ModelError
 from lightformers.memo import Memo
+from lightformers.processors import Processor
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Run
 from lightformers.train import Feed, Settings, TrainResult, fit
@@ -79,13 +80,14 @@ def feed(
     if not examples:
         raise DataError("the train split is empty: give more data")
     limit = max_tokens or (MAX_TOKENS_VOCABULARY if bundle.task in LANGUAGE_MODELS else MAX_TOKENS)
-    if "image" in examples[0]:
+    ours = isinstance(bundle.processor, Processor)
+    if "image" in examples[0] or ours:  # encoded when they are needed: all at once they would not fit
         return Feed(
             examples,
             lambda items, seed: task.collate(bundle, items, seed),
             np.ones(len(examples)),
             limit,
-            32,
+            64 if ours else 32,
             seed=run.seed,
         )
     pairs = "query" in examples[0]

@@ -27,8 +27,10 @@ from lightformers.steps import Run, Stage
 from lightformers.train import Feed, losses
 from lightformers.train.capture import Capture
 
+#: Tasks whose outputs are numbers that are met by squared error.
+_NUMBERS = ("forecasting", "tabular-regression")
 _CACHED = {"embedding": "embedding", "text-classification": "logits", "image-classification": "logits",
-           "token-classification": "logits"}  # fmt: skip
+           "token-classification": "logits", "tabular-classification": "logits", **dict.fromkeys(_NUMBERS, "prediction")}  # fmt: skip
 _BANK = 2048
 _AHEAD, _AHEAD_IMAGES = 256, 64
 
@@ -37,7 +39,7 @@ _AHEAD, _AHEAD_IMAGES = 256, 64
 class Recover:
     """Train a cut model to give the original's outputs again.
 
-    What is matched follows the bundle: embeddings by cosine distance; class logits by KL, per example or per token; logits of a language model by KL at valid positions. Everything
+    What is matched follows the bundle: embeddings by cosine distance; class logits by KL, per example or per token; logits of a language model by KL at valid positions; forecasts and numbers by squared error. Everything
     but the last is computed by the teacher once per example and kept for later epochs and recoveries.
 
     lr: peak learning rate. seconds, epochs: budget where the run has neither seconds nor tokens; seconds go first.
@@ -184,6 +186,8 @@ class _Objective:
     def _outputs(self, outputs: Mapping[str, Tensor], goal: Tensor, batch: Batch) -> Tensor:
         if self.bundle.task == "embedding":
             return self._embedding(outputs["embedding"], goal)
+        if self.bundle.task in _NUMBERS:
+            return (outputs["prediction"].float() - goal).square().mean()
         own, valid = outputs["logits"], None
         if self.targets is None:  # only the valid rows: with a vocabulary of logits each, padding is dear
             rows = batch.inputs["attention_mask"].bool()

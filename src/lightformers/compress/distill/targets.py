@@ -30,7 +30,7 @@ Ahead = Callable[[Batch], Sequence[Encoded]]
 class Targets:
     """Looks the teacher's outputs up, and computes what is missing through the fastest runner there is.
 
-    name: "embedding" or "logits". ahead: the encoded examples that will be asked for after a batch; they are
+    name: "embedding", "logits" or "prediction". ahead: the encoded examples that will be asked for after a batch; they are
     computed with the first one that is missing. vocabulary: source row of each of the student's tokens where that was trimmed.
     """
 
@@ -46,7 +46,7 @@ class Targets:
         self._drawn: list[np.ndarray] = []
 
     def rows(self, batch: Batch) -> list[np.ndarray]:
-        """One array per example of the batch: (width,) or (classes,), or (length, classes) for tokens."""
+        """One array per example of the batch: (width,) or (classes,), (length, classes) for tokens, or a forecast."""
         encoded = batch.targets["examples"]
         keys = [key(e) for e in encoded]
         if any(k not in self._seen for k in keys):
@@ -99,7 +99,7 @@ class Targets:
         if self.name not in outputs:
             raise ModelError(f"the teacher gives {sorted(outputs)} and no {self.name}")
         values = torch.as_tensor(outputs[self.name]).float()
-        if values.ndim < 3:
+        if values.ndim < 3 or self.name == "prediction":
             return [v.copy() for v in values.numpy()]
         mask = batch.inputs["attention_mask"].bool()
         return [
@@ -113,8 +113,10 @@ def key(encoded: Encoded) -> bytes:
     for name in ("input_ids", "token_type_ids"):
         if name in encoded:
             digest.update(np.asarray(encoded[name], dtype=np.int32).tobytes() + b"|")
-    if "pixel_values" in encoded:
-        digest.update(np.ascontiguousarray(encoded["pixel_values"]).tobytes())
+    if "input_ids" not in encoded:  # pixels, series, rows
+        for name in sorted(encoded):
+            if isinstance(value := encoded[name], (np.ndarray, np.generic)):
+                digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
     return digest.digest()
 
 

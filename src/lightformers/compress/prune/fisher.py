@@ -20,13 +20,14 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress import calibration
 from lightformers.errors import DataError, UserError
+from lightformers.memory import release
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Run
 
 #: Gradients that are added to the sums at once: one pass over the sums for so many.
 _CHUNK = 16
-#: Blocks that are inverted at once, in float64.
-_INVERTED = 16384
+#: Blocks that are inverted at once, in float64: three times their memory is taken beside them.
+_INVERTED = 512
 
 
 def to_blocks(matrix: Tensor, size: int) -> Tensor:
@@ -105,8 +106,10 @@ def estimate(
         for path, rows in waiting.items():
             if rows:
                 g = torch.stack(rows, 1).float()  # (blocks, k, block)
-                totals[path] = torch.baddbmm(totals[path].to(g.device), g.transpose(1, 2), g)
                 rows.clear()
+                if totals[path].device != g.device:
+                    totals[path] = totals[path].to(g.device)
+                totals[path].baddbmm_(g.transpose(1, 2), g)
 
     for number, gradient in enumerate(gradients, 1):
         count = number
@@ -115,6 +118,8 @@ def estimate(
         if number % _CHUNK == 0:
             add()
     add()
+    waiting.clear()
+    release()  # what the forward and backward passes left
     return {p: inverse(totals.pop(p), count, damp) for p in list(totals)}
 
 

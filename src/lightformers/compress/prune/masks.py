@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -16,13 +18,45 @@ Masks = dict[str, Tensor]
 
 
 def smallest(scores: Mapping[str, Tensor], count: int) -> Masks:
-    """Remove the `count` lowest scores of all tensors together, exactly that many however many are equal."""
-    flat = torch.cat([s.detach().float().reshape(-1) for s in scores.values()])
-    keep = torch.ones(len(flat), dtype=torch.bool, device=flat.device)
-    if count:
-        keep[torch.topk(flat, count, largest=False, sorted=False).indices] = False
-    pieces = keep.split([s.numel() for s in scores.values()])
-    return {path: piece.reshape(s.shape) for (path, s), piece in zip(scores.items(), pieces)}
+    """Remove the `count` lowest scores of all tensors together, exactly that many however many are equal.
+
+    Of equal ones the first go; NaN counts as highest. Holds no copy of the scores: beside them a sorted selection would
+    take four times their memory.
+    """
+    flat = {path: s.detach().float().reshape(-1) for path, s in scores.items()}
+    if not count:
+        return {path: torch.ones_like(s, dtype=torch.bool) for path, s in scores.items()}
+    highest = _th_smallest(list(flat.values()), count)
+    left = count - sum(int((s < highest).sum()) for s in flat.values())
+    kept = {}
+    for path, s in flat.items():
+        keep = ~(s < highest)
+        places = (keep if highest == math.inf else s == highest).nonzero()[:left, 0] if left else ()
+        if len(places):
+            keep[places] = False
+            left -= len(places)
+        kept[path] = keep.reshape(scores[path].shape)
+    return kept
+
+
+def _th_smallest(parts: Sequence[Tensor], count: int) -> float:
+    """The `count`-th smallest float32 of all parts together, infinity where it is NaN: the bits of the number are found
+    one by one, as positive floats are ordered like the whole numbers that have their bits."""
+
+    def number(key: int) -> float:
+        value: float = struct.unpack("f", struct.pack("I", abs(key)))[0]
+        return math.copysign(value, key)
+
+    top = 0x7F800000  # infinity
+    low, high = -top, top
+    while low < high:
+        middle = (low + high) // 2
+        border = number(middle)
+        if sum(int((s <= border).sum()) for s in parts) >= count:
+            high = middle
+        else:
+            low = middle + 1
+    return number(low)
 
 
 def per_layer(scores: Mapping[str, Tensor], counts: Sequence[int]) -> Masks:

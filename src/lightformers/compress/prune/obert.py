@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,7 +17,11 @@ from lightformers.compress.prune import fisher, masks, schedule
 from lightformers.compress.prune.gradual import check_blocks
 from lightformers.compress.prune.schedule import Held
 from lightformers.errors import UserError
+from lightformers.memory import release
 from lightformers.steps import Run, Stage
+
+#: Path of a layer -> which of its Fisher blocks.
+Part = dict[str, slice]
 
 
 @dataclass(frozen=True)
@@ -37,8 +42,8 @@ class OptimalBertSurgeon:
     epochs, lr, temperature: distillation after each round, as in `GradualMagnitude`; 0 epochs: none.
     labels: whether gradients are of the task's own loss (the paper); None: where the run uses labels. Without, targets
         are drawn from the model itself: the true Fisher matrix instead of the empirical one.
-    memory: GB that inverse Fisher blocks may take at a time (they hold weights * fisher_block numbers). Layers that do
-        not fit are done in groups, with the gradients computed twice for each.
+    memory: GB that inverse Fisher blocks may take at a time (they hold weights * fisher_block numbers). Those that do
+        not fit are done in groups, layers and parts of a layer, with the gradients computed twice for each.
 
     Deviations: blocks are summed and inverted in float64 instead of updated gradient by gradient (the same matrix);
     the mini-batches of all rounds are the same; the optimizer starts anew after each round; embeddings stay frozen
@@ -96,58 +101,76 @@ class OptimalBertSurgeon:
         groups = self._groups({p: w.numel() for p, w in found.items()})
 
         def prune(held: Held, sparsity: float) -> None:
-            self._prune(bundle, held, sparsity, groups, lambda paths: self._inverses(bundle, task, run, held, paths, batches, labels))  # fmt: skip
+            self._prune(bundle, held, sparsity, groups, lambda part: self._inverses(bundle, task, run, held, part, batches, labels))  # fmt: skip
 
         held = Held(bundle.model, masks.zeros(bundle.model, found))
         steps = schedule.targets(min(self.initial, self.sparsity), self.sparsity, self.rounds)
         schedule.gradually(held, steps, prune, train, self.recompute)
         return bundle
 
-    def _groups(self, sizes: dict[str, int]) -> list[list[str]]:
-        """Layers whose inverse Fisher blocks are held at the same time: one at least, else as many as fit."""
-        groups: list[list[str]] = [[]]
-        taken = 0.0
+    def _groups(self, sizes: dict[str, int]) -> list[Part]:
+        """Fisher blocks whose inverses are held at the same time: as many as fit, of a large layer only a part."""
+        fit = math.ceil(self.memory / (4e-9 * self.size**2))
+        groups: list[Part] = [{}]
+        left = fit
         for path, count in sizes.items():
-            need = 4e-9 * count * self.size
-            if groups[-1] and taken + need > self.memory:
-                groups.append([])
-                taken = 0.0
-            groups[-1].append(path)
-            taken += need
+            at, blocks = 0, -(-count // self.size)
+            while at < blocks:
+                if not left or (groups[-1] and blocks - at > left and blocks - at <= fit):
+                    groups.append({})  # a layer that fits as a whole is not divided
+                    left = fit
+                step = min(left, blocks - at)
+                groups[-1][path] = slice(at, at + step)
+                at, left = at + step, left - step
         return groups
 
     def _inverses(
-        self, bundle: Bundle, task: Any, run: Run, held: Held, paths: Sequence[str], batches: Any, labels: bool
+        self, bundle: Bundle, task: Any, run: Run, held: Held, part: Part, batches: Any, labels: bool
     ) -> dict[str, Tensor]:  # fmt: skip
-        found = fisher.gradients(bundle, task, run, paths, batches, labels)
+        found = fisher.gradients(bundle, task, run, list(part), batches, labels)
         # gradients of what is gone do not count: it is decoupled, so no correction brings it back
-        masked = ({p: g * held.masks[p].to(g) for p, g in item.items()} for item in found)
-        return fisher.estimate(masked, {p: held.masks[p].numel() for p in paths}, self.size, self.damp)
+        masked = (
+            {p: fisher.to_blocks(g * held.masks[p].to(g), self.size)[part[p]] for p, g in item.items()}
+            for item in found
+        )
+        sizes = {p: (cut.stop - cut.start) * self.size for p, cut in part.items()}
+        return fisher.estimate(masked, sizes, self.size, self.damp)
 
     def _prune(
-        self, bundle: Bundle, held: Held, sparsity: float, groups: list[list[str]], inverses: Any
-    ) -> None:
+        self, bundle: Bundle, held: Held, sparsity: float, groups: list[Part], inverses: Callable[[Part], dict[str, Tensor]]
+    ) -> None:  # fmt: skip
         weights = masks.weights(bundle.model, held.masks)
-        scores: dict[str, Tensor] = {}
+        ranked: dict[str, list[Tensor]] = {p: [] for p in weights}
         known: dict[str, Tensor] = {}
-        for paths in groups:
-            known = inverses(paths)
-            for p in paths:
-                ranked = fisher.saliency(fisher.to_blocks(weights[p], self.size), known[p], self.block)
-                shape = (weights[p].shape[0], weights[p].shape[1] // self.block)
-                scores[p] = fisher.from_blocks(ranked, shape).float()
+
+        def look(part: Part) -> None:
+            known.clear()  # before the next ones are made: they are the largest that is held
+            release()
+            known.update(inverses(part))
+
+        for part in groups:
+            look(part)
+            for p, cut in part.items():
+                w = fisher.to_blocks(weights[p].detach(), self.size)[cut]
+                ranked[p].append(fisher.saliency(w, known[p], self.block).float())
+        if len(groups) > 1:
+            known.clear()
+        scores = {
+            p: fisher.from_blocks(torch.cat(ranked.pop(p)), (w.shape[0], w.shape[1] // self.block))
+            for p, w in weights.items()
+        }
         new = schedule.choose(scores, sparsity, self.block, "global", held.masks)
-        corrected: dict[str, Tensor] = {}
-        for paths in groups:
-            # the weights still stand as they were scored, so the same gradients come again
-            known = known if len(groups) == 1 else inverses(paths)
-            for p in paths:
-                removed = fisher.to_blocks(held.masks[p] & ~new[p], self.size)
-                changed = fisher.compensated(
-                    fisher.to_blocks(weights[p].detach(), self.size), known[p], removed, self.block
-                )
-                corrected[p] = fisher.from_blocks(changed, weights[p].shape)
+        scores.clear()
+        kept: dict[str, list[Tensor]] = {p: [] for p in weights}  # corrected; the rest is zero
+        for part in groups:
+            if len(groups) > 1:
+                look(part)  # the weights still stand as they were scored, so the same gradients come again
+            for p, cut in part.items():
+                cells = (weights[p].detach(), held.masks[p] & ~new[p], new[p])
+                w, removed, stays = (fisher.to_blocks(x, self.size)[cut] for x in cells)
+                kept[p].append(fisher.compensated(w, known.pop(p), removed, self.block)[stays])
         with torch.no_grad():
             for p, weight in weights.items():
-                weight.copy_(corrected[p])
+                weight.zero_()
+                weight[new[p]] = torch.cat(kept.pop(p))
         held.set(new)

@@ -70,7 +70,8 @@ def choose(
     if before is not None:
         for p, s in units.items():
             alive = before[p].reshape(s.shape[0], -1, block).any(-1)
-            units[p] = s.masked_fill(~alive, -torch.inf)
+            if not bool(alive.all()):  # no copy of all scores where nothing was removed yet
+                units[p] = s.masked_fill(~alive, -torch.inf)
     gone = [int(torch.isneginf(s).sum()) for s in units.values()]
     sizes = [s.numel() for s in units.values()]
     if scope == "global":

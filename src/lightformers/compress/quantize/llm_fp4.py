@@ -16,6 +16,7 @@ from lightformers.compress.layers import linears
 from lightformers.compress.quantize import lookup
 from lightformers.compress.quantize.observers import Rows, observe
 from lightformers.errors import ModelError, UserError
+from lightformers.memory import release
 from lightformers.parts.activation_quantizer import ActivationQuantizer
 from lightformers.parts.number_formats import NumberFormat, float_formats, number_format
 from lightformers.parts.packed_layers import PackedEmbedding, PackedLinear
@@ -215,11 +216,13 @@ class FloatQuantize:
         seen = None
         if self.looks_at_data:
             seen = observe(bundle, task, paths, lambda: Rows(self.rows, run.seed), self.examples, run)
+            release()
         new: dict[str, nn.Module] = {}
         with torch.no_grad():
             for path, (weight, bias) in held.items():
                 rows = None if seen is None else seen[path]
                 new[path] = self._layer(weight.detach().float(), bias, rows)
+                release()  # the search makes and drops matrices of the layer's size by the hundred
             for path in tables:
                 new[path] = self._table(anatomy.get(model, path).weight)  # type: ignore[arg-type]
         if found.tied and (top or tables):
@@ -261,16 +264,22 @@ class FloatQuantize:
         """One step for the table; of all formats and ranges the one with the least squared error."""
         flat = weight.detach().float()
         sample = flat[:: -(-len(flat) // _SAMPLE)]  # some thousand rows tell as much as thirty thousand
+        peak = torch.maximum(flat.max(), -flat.min())
         best: tuple[float, NumberFormat, Tensor] | None = None
         for name in self.weights:
             form = number_format(name)
-            for bias in candidates(flat.abs().max(), form, factors(self.candidates), self.search):
+            for bias in candidates(peak, form, factors(self.candidates), self.search):
                 error = float((quantize(sample, bias, form) - sample).square().sum())
                 if best is None or error < best[0]:
                     best = (error, form, bias)
         assert best is not None
         _, form, bias = best
         step = torch.where(torch.isfinite(bias), step_of(bias, form), torch.ones_like(bias)).reshape(1, 1)
-        return PackedEmbedding.from_levels(
-            form.round(flat / step), step, form.name, (0, 0), dtype=weight.dtype
-        )
+        release()
+        # whole numbers: small ones in a byte each, until they are packed
+        levels = torch.empty_like(flat, dtype=torch.int8 if form.max < 128 else torch.float32)
+        for rows, place in zip(
+            flat.split(_SAMPLE), levels.split(_SAMPLE)
+        ):  # what rounding takes is several times as large
+            place.copy_(form.round(rows / step))
+        return PackedEmbedding.from_levels(levels, step, form.name, (0, 0), dtype=weight.dtype)

@@ -2,7 +2,8 @@
 
 Run as `python reload_check.py SPEC.json`, in a process of its own. Prints one JSON object as its last line.
 SPEC: folder, format ("transformers", "sentence-transformers", "openvino", "onnx", "lightformers"), task, output,
-max_length, batch_size, rounds, threads, probes (a JSON file of texts, pairs or words, or an .npz of images),
+max_length, batch_size, rounds, threads, probes (a JSON file of texts, pairs or words, or an .npz of images or of the
+model's inputs in batches),
 expected (an .npy file with one row per probe).
 """
 
@@ -31,14 +32,27 @@ AUTO = {
 def load_probes(path):
     if path.endswith(".npz"):
         held = np.load(path)
+        if "sizes" in held.files:
+            return {
+                "batches": [batch_of(held, number) for number in range(len(held["sizes"]))],
+                "sizes": held["sizes"],
+            }
         return {"images": [held[f"image{i}"] for i in range(len(held.files))]}
     with open(path, encoding="utf-8") as file:
         return json.load(file)
 
 
+def batch_of(held, number):
+    """The model's inputs of one batch: the entries "NUMBER.name"."""
+    prefix = f"{number}."
+    return {name[len(prefix) :]: held[name] for name in held.files if name.startswith(prefix)}
+
+
 def processor_of(spec):
     from transformers import AutoImageProcessor, AutoTokenizer
 
+    if "batches" in spec["probes"]:
+        return None
     if "images" in spec["probes"]:
         return AutoImageProcessor.from_pretrained(spec["folder"])
     return AutoTokenizer.from_pretrained(spec["folder"])
@@ -47,6 +61,12 @@ def processor_of(spec):
 def batches_of(spec, processor):
     """(indices, inputs as arrays) in batches of neighbours in length."""
     probes, size = spec["probes"], spec["batch_size"]
+    if "batches" in probes:
+        start = 0
+        for inputs, count in zip(probes["batches"], probes["sizes"]):
+            yield list(range(start, start + count)), inputs
+            start += count
+        return
     if "images" in probes:
         images = probes["images"]
         for start in range(0, len(images), size):
@@ -87,8 +107,10 @@ def batches_of(spec, processor):
 
 
 def rows_of(output, inputs):
-    """One vector per example: sequences are averaged over what is no padding."""
+    """One vector per example: sequences are averaged over what is no padding, forecasts stay as they are."""
     output = np.asarray(output, dtype=np.float32)
+    if "past_values" in inputs or output.ndim == 1:
+        return output.reshape(len(output), -1)
     if output.ndim == 3:
         mask = (
             inputs["attention_mask"]
@@ -128,6 +150,9 @@ def transformers_runner(spec):
     import transformers
 
     auto = getattr(transformers, AUTO.get(spec["task"], "AutoModel"))
+    if spec["task"] == "forecasting":  # no Auto class opens all of them
+        with open(os.path.join(spec["folder"], "config.json"), encoding="utf-8") as file:
+            auto = getattr(transformers, json.load(file)["architectures"][0])
     model, info = auto.from_pretrained(spec["folder"], output_loading_info=True, use_safetensors=True)
     missing = [key for key in info["missing_keys"] if "pooler" not in key and "position_ids" not in key]
     if missing:
@@ -151,7 +176,8 @@ def torch_runner(spec, model, processor):
             output = model(**tensors)
             if spec["pooling"]:
                 return pooled(output.last_hidden_state, tensors["attention_mask"], spec["pooling"]).numpy()
-            return output[spec["output"]].float().numpy()
+            name = spec["output"] if spec["output"] in output else f"{spec['output']}_outputs"
+            return output[name].float().numpy()
 
     return lambda: run(spec, processor, infer)
 

@@ -19,13 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightformers.errors import UserError
 from lightformers.models.forecasting.output import Forecast, check_past
 from lightformers.models.registry import register
+from lightformers.parts.decomposition import moving_average
 from lightformers.parts.series import Window
-
-
-def moving_average(x: Tensor, kernel: int) -> Tensor:
-    """(batch, length, channels) -> the same shape: the mean of `kernel` (odd) steps around each, the ends repeated."""
-    padded = F.pad(x.transpose(1, 2), ((kernel - 1) // 2,) * 2, mode="replicate")
-    return F.avg_pool1d(padded, kernel, stride=1).transpose(1, 2)
 
 
 class LinearForecasterConfig(PretrainedConfig):
@@ -119,6 +114,22 @@ class LinearForecaster(PreTrainedModel):
                 raise UserError("this model reads the future of known channels: give future_values")
             y = y + self._explained(future_values)
         return Forecast(prediction=y)
+
+    @torch.no_grad()
+    def start_known(self, rows: Tensor) -> None:
+        """Weights of the known channels by least squares of steps on steps, to learn on from.
+
+        rows: (n, channels) of the training part, in the units of past_values, NaN where missing. Few rows change nothing.
+        """
+        if self.known is None:
+            return
+        known = self.config.known_channels
+        others = [c for c in range(rows.shape[1]) if c not in known]
+        steps = rows.double().diff(dim=0)
+        steps = steps[torch.isfinite(steps).all(1)]
+        if len(steps) > 4 * len(known):
+            found = torch.linalg.lstsq(steps[:, known], steps[:, others], driver="gelsd").solution
+            self.known.weight.copy_(found.T)
 
     def _explained(self, values: Tensor) -> Tensor:
         """(batch, n, channels) -> the same shape: what known channels say of the others; 0 for themselves."""

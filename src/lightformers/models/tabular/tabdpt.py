@@ -34,7 +34,8 @@ _ROWS = 8192
 class TabDPTConfig(PretrainedConfig):
     """Sizes, and what the table at hand asks for; the defaults are the paper's model.
 
-    features: columns a row has after padding. max_classes: outputs for classes; also the base in which greater classes are
+    features: columns a row has after padding. head_dim: size of a head of attention,
+        None: hidden_size / heads. head_hidden: between the last state and the outputs, None: intermediate_size. max_classes: outputs for classes; also the base in which greater classes are
         written. task: what `forward` gives. classes: of the table at hand; None: max_classes.
     softmax_temperature: what averaged logits are divided by. permutations: orders of the columns over which `forward` averages,
         each of all `features`; None: as they come.
@@ -51,6 +52,8 @@ class TabDPTConfig(PretrainedConfig):
         intermediate_size: int = 1024,
         num_attention_heads: int = 8,
         num_hidden_layers: int = 12,
+        head_dim: int | None = None,
+        head_hidden: int | None = None,
         max_classes: int = 10,
         task: str = "tabular-classification",
         classes: int | None = None,
@@ -62,8 +65,10 @@ class TabDPTConfig(PretrainedConfig):
     ) -> None:
         if min(features, hidden_size, intermediate_size, num_attention_heads, num_hidden_layers) < 1:
             raise UserError("features, widths, heads and layers are at least 1")
-        if hidden_size % num_attention_heads:
-            raise UserError(f"{num_attention_heads} heads do not divide a width of {hidden_size}")
+        if head_dim is None and hidden_size % num_attention_heads:
+            raise UserError(
+                f"{num_attention_heads} heads do not divide a width of {hidden_size}: give head_dim"
+            )
         if max_classes < 2 or (classes is not None and classes < 2) or softmax_temperature <= 0:
             raise UserError("there are two classes at least, and the temperature is more than 0")
         if task not in TASKS:
@@ -74,17 +79,18 @@ class TabDPTConfig(PretrainedConfig):
             raise UserError(f"a permutation names each of {features} columns once")
         self.features, self.hidden_size, self.intermediate_size = features, hidden_size, intermediate_size
         self.num_attention_heads, self.num_hidden_layers = num_attention_heads, num_hidden_layers
+        self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
+        self.head_hidden = intermediate_size if head_hidden is None else head_hidden
         self.max_classes, self.task, self.softmax_temperature = max_classes, task, softmax_temperature
         self.permutations = orders
         self.target_mean, self.target_deviation = target_mean, target_deviation
         self.classes = max_classes if classes is None else classes
-        for name in (
-            "id2label",
-            "label2id",
-            "num_labels",
-        ):  # transformers keeps no number of labels in its files
-            options.pop(name, None)
-        super().__init__(**options, num_labels=self.classes)
+        # transformers keeps no number of labels in its files, and names may be those of another table's classes.
+        options.pop("num_labels", None)
+        if len(options.get("id2label") or ()) != self.classes:
+            options = {k: v for k, v in options.items() if k not in ("id2label", "label2id")}
+            options["num_labels"] = self.classes
+        super().__init__(**options)
 
 
 def moments(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,10 +102,14 @@ def moments(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def limits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Where columns are clipped: four deviations from the mean, both once more without what lies farther out."""
+    """Where columns are clipped: four deviations from the mean, both once more without what lies farther out.
+
+    Where nothing varies without that (a mark that few rows have), the first estimate stays: else it would be lost.
+    """
     seen = ~x.isnan()
-    mean, deviation = moments(x, seen)
-    mean, deviation = moments(x, seen & ((x - mean).abs() <= CLIP * deviation))
+    whole = moments(x, seen)
+    inner = moments(x, seen & ((x - whole[0]).abs() <= CLIP * whole[1]))
+    mean, deviation = (torch.where(inner[1] > 0, a, b) for a, b in zip(inner, whole))
     return mean - CLIP * deviation, mean + CLIP * deviation
 
 
@@ -121,13 +131,12 @@ def row_scale(x: Tensor, eps: float = 1e-8) -> Tensor:
 class ContextAttention(nn.Module):
     """All rows ask, rows of the context answer. No biases; queries and keys are normalised head by head."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, size: int) -> None:
         super().__init__()
         self.heads = heads
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
-            nn.Linear(width, width, bias=False) for _ in "qkvo"
-        )
-        self.q_norm, self.k_norm = nn.LayerNorm(width // heads), nn.LayerNorm(width // heads)
+        self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, heads * size, bias=False) for _ in "qkv")
+        self.o_proj = nn.Linear(heads * size, width, bias=False)
+        self.q_norm, self.k_norm = nn.LayerNorm(size), nn.LayerNorm(size)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """(batch, rows, width), (batch, labelled rows, width) -> as x."""
@@ -159,10 +168,10 @@ class MLP(nn.Module):
 class Layer(nn.Module):
     """Pre-norm: x + attention(norm x), then x + mlp(norm x)."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, size: int, hidden: int) -> None:
         super().__init__()
         self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention, self.mlp = ContextAttention(width, heads), MLP(width, hidden, width)
+        self.attention, self.mlp = ContextAttention(width, heads, size), MLP(width, hidden, width)
 
     def forward(self, x: Tensor, labelled: int, first: int = 0) -> Tensor:
         """(batch, rows, width), the first `labelled` of them the context -> the rows from `first` on."""
@@ -185,9 +194,10 @@ class TabDPT(PreTrainedModel):
         self.row_embedding = nn.Linear(config.features, width)
         self.label_embedding = nn.Linear(1, width)
         self.layers = nn.ModuleList(
-            Layer(width, config.num_attention_heads, hidden) for _ in range(config.num_hidden_layers)
+            Layer(width, config.num_attention_heads, config.head_dim, hidden)
+            for _ in range(config.num_hidden_layers)
         )
-        self.head = MLP(width, hidden, config.max_classes + 1)
+        self.head = MLP(width, config.head_hidden, config.max_classes + 1)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
