@@ -281,8 +281,7 @@ def test_weights_start_as_asked() -> None:
     bound = 6**-0.5  # of torch's linear layer on six patches
     weight = usual.mixer.layers[0].patches.mlp.fc1.weight
     assert 0.8 * bound < weight.abs().max() <= bound and usual.head.bias.any()
-    for model in (small, usual):
-        assert model.hierarchy is not None and torch.equal(model.hierarchy.fuse.weight[:, :3], torch.eye(3))
+    assert small.hierarchy is not None and small.hierarchy.fuse.weight.abs().max() < 0.1
 
 
 def test_other_windows_are_refused() -> None:

@@ -216,10 +216,6 @@ class TSMixer(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         started(module, self.config.initializer_range, self._without_values)
-        if isinstance(module, HierarchyReconciliation) and not getattr(
-            module.fuse.weight, "_is_hf_initialized", False
-        ):
-            module.start()
 
     def forward(
         self,
