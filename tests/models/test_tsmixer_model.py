@@ -273,6 +273,17 @@ def test_senseless_settings_are_refused(fields: dict[str, Any], match: str) -> N
         TSMixerConfig(**{**SMALL, **fields})
 
 
+def test_weights_start_as_asked() -> None:
+    torch.manual_seed(0)
+    small = TSMixer(TSMixerConfig(**SMALL, hierarchy=3))
+    assert small.mixer.layers[0].patches.mlp.fc1.weight.std() < 0.03 and not small.head.bias.any()
+    usual = TSMixer(TSMixerConfig(**SMALL, hierarchy=3, initializer_range=None))
+    bound = 6**-0.5  # of torch's linear layer on six patches
+    weight = usual.mixer.layers[0].patches.mlp.fc1.weight
+    assert 0.8 * bound < weight.abs().max() <= bound and usual.head.bias.any()
+    assert small.hierarchy is not None and small.hierarchy.fuse.weight.abs().max() < 0.1
+
+
 def test_other_windows_are_refused() -> None:
     model = made()
     for past, match in (

@@ -140,9 +140,11 @@ def test_a_context_of_none_reads_the_step_alone() -> None:
     assert torch.allclose(head(y, y), y + y @ head.linear.weight.T + head.linear.bias)
 
 
-def test_the_hierarchy_starts_as_nothing_and_sums_patches() -> None:
+def test_the_hierarchy_fuses_steps_and_sums_of_patches() -> None:
     head = HierarchyReconciliation(7, 6, 3)
-    head.start()
+    with torch.no_grad():
+        head.fuse.weight.zero_()
+        head.fuse.bias.zero_()
     y, features = torch.randn(2, 5, 6), torch.randn(2, 5, 7)
     steps, sums = head(y, features)
     assert torch.equal(steps, y) and sums.shape == (2, 5, 2)

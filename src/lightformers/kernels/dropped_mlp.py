@@ -49,7 +49,7 @@ def dropped_mlp(
     if torch.is_grad_enabled() and any(t.requires_grad for t in given):
         return reference(*given, left=left)
     with torch.autocast("cpu", enabled=False):
-        return _blocks(*(t.to(kind) for t in given), left)
+        return _blocks(x.to(kind), w1.to(kind), b1.to(kind), w2.to(kind), b2.to(kind), left)
 
 
 def _blocks(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, left: bool) -> Tensor:

@@ -46,8 +46,8 @@ class HierarchyReconciliation(nn.Module):
     """Forecasts the sums of `patch` steps too, and fuses them with the steps (TSMixer).
 
     features: size of what a channel's forecast is read from; horizon: a multiple of `patch`. The fusing layer, shared by
-    all patches and channels, starts by leaving the steps as they are: the paper says nothing of its start, and noise there
-    would have to be unlearned first.
+    all patches and channels, is written as the steps and a linear map of steps and sum: the same maps as those of one
+    linear layer, near the plain forecast at the start. The paper says nothing of its start.
     """
 
     def __init__(self, features: int, horizon: int, patch: int) -> None:
@@ -60,17 +60,12 @@ class HierarchyReconciliation(nn.Module):
         self.fuse = nn.Linear(patch + 1, patch)
         self.patch = patch
 
-    def start(self) -> None:
-        """The fusing layer as it starts."""
-        with torch.no_grad():
-            self.fuse.weight.zero_()[:, : self.patch].fill_diagonal_(1.0)
-            self.fuse.bias.zero_()
-
     def forward(self, forecast: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
         """forecast: (..., horizon), features: (..., features). -> forecast and sums (..., horizon / patch)."""
         sums = self.sums(features)
         steps = forecast.unflatten(-1, (-1, self.patch))
-        return self.fuse(torch.cat([steps, sums[..., None]], -1)).flatten(-2), sums
+        fused = steps + self.fuse(torch.cat([steps, sums[..., None]], -1))
+        return fused.flatten(-2), sums
 
 
 def patch_sums(values: Tensor, patch: int) -> Tensor:

@@ -89,7 +89,7 @@ def zero_shot(bundle: Bundle, task: Forecasting) -> Bundle:
             f"this model reads {config.context_length} steps and forecasts at most {config.head_length}, the task has "
             f"{task.context} and {task.horizon}: make the task with context={config.context_length}"
         )
-    model = copy.deepcopy(bundle.model)
+    model: Any = copy.deepcopy(bundle.model)
     model.config.prediction_length = task.horizon
     processor = task.processor(coded=bool(config.resolution_prefix))
     return dataclasses.replace(

@@ -26,10 +26,10 @@ _TTM = "lightformers.models.forecasting.ttm:TinyTimeMixer"
 #: Names for `lightformers.create_model`. Prefixed with the paper: "tsmixer-etth1-96".
 PRESETS: dict[str, Preset] = {
     "tsmixer-etth1-96": Preset(
-        {"prediction_length": 96}, 432_096, _TSMIXER, source="official notebook for ETTh1; counted"
+        {"prediction_length": 96, "initializer_range": None}, 432_096, _TSMIXER, source="official notebook for ETTh1; counted"
     ),
     "tsmixer-etth1-192": Preset(
-        {"prediction_length": 192}, 727_104, _TSMIXER, source="the notebook's sizes at horizon 192; counted"
+        {"prediction_length": 192, "initializer_range": None}, 727_104, _TSMIXER, source="the notebook's sizes at horizon 192; counted"
     ),
     "ttm-512-96": Preset(
         {"prediction_length": 96}, 805_280, _TTM, source="release 1 of TTM, arXiv 2401.03955"

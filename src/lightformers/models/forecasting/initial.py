@@ -28,9 +28,9 @@ def as_torch_starts(module: nn.Module) -> None:
     elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
         initialization.ones_(module.weight)
         initialization.zeros_(module.bias)
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, nn.BatchNorm1d) and module.running_mean is not None:
             initialization.zeros_(module.running_mean)
-            initialization.ones_(module.running_var)
+            initialization.ones_(module.running_var)  # type: ignore[arg-type]
 
 
 def drawn_as_torch(self: Any, module: nn.Module) -> None:

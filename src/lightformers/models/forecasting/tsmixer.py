@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel, initialization
 
 from lightformers.errors import UserError
 from lightformers.kernels.dropout import dropout
+from lightformers.models.forecasting.initial import as_torch_starts
 from lightformers.models.forecasting.output import Forecast
 from lightformers.models.forecasting.scale import scaled, squared_error
 from lightformers.models.registry import register
@@ -47,6 +48,8 @@ class TSMixerConfig(PretrainedConfig):
     hierarchy: steps of which sums are forecast too (the second reconciliation head); None: none.
     positions: None, "learned", or "sinusoidal", which is not trained.
     instance_norm: every channel of a window is brought to mean 0 and deviation 1, and its forecast back.
+    initializer_range: weights start at N(0, so much) and biases at 0, as in transformers 5; None: as torch's constructors
+        leave them, as in the releases with which the notebook was run.
     mask_ratio, mask_last: of masked pre-training: the share of patches that is hidden at random, or, where mask_last is
         given, so many at the end.
     Raises UserError for settings that do not fit.
@@ -76,7 +79,7 @@ class TSMixerConfig(PretrainedConfig):
         instance_norm: bool = True,
         mask_ratio: float = 0.5,
         mask_last: int | None = None,
-        initializer_range: float = 0.02,
+        initializer_range: float | None = 0.02,
         **options: Any,
     ) -> None:
         stride = patch_length if patch_stride is None else patch_stride
@@ -153,17 +156,24 @@ class PatchMixer(nn.Module):
 
 
 @torch.no_grad()
-def started(module: nn.Module, deviation: float) -> None:
-    """Linear layers at N(0, deviation), biases 0, norms at 1; what was loaded bears transformers' mark and stays."""
+def started(module: nn.Module, deviation: float | None, without_values: bool) -> None:
+    """Linear layers at N(0, deviation), biases 0, norms at 1; what was loaded bears transformers' mark and stays.
+
+    deviation: None: as torch's constructors leave them. without_values: they were built without memory for that.
+    """
+    if deviation is None:
+        if without_values:
+            as_torch_starts(module)
+        return
     if isinstance(module, (nn.Linear, LeftLinear)):
         initialization.normal_(module.weight, std=deviation)
         initialization.zeros_(module.bias)
     elif isinstance(module, (nn.LayerNorm, nn.BatchNorm1d)):
         initialization.ones_(module.weight)
         initialization.zeros_(module.bias)
-        if isinstance(module, nn.BatchNorm1d):
+        if isinstance(module, nn.BatchNorm1d) and module.running_mean is not None:
             initialization.zeros_(module.running_mean)
-            initialization.ones_(module.running_var)
+            initialization.ones_(module.running_var)  # type: ignore[arg-type]
 
 
 class TSMixer(PreTrainedModel):
@@ -171,7 +181,7 @@ class TSMixer(PreTrainedModel):
 
     A window is scaled by its own mean and deviation, cut into patches and embedded; blocks of gated MLPs mix patches and
     features (and channels, in mode "mix_channel"); a linear map of all states of a channel, shared by the channels, gives
-    its forecast. The two reconciliation heads are `parts.reconciliation`'s. Weights start at N(0, 0.02), biases at 0.
+    its forecast. The two reconciliation heads are `parts.reconciliation`'s.
 
     Differs from transformers' PatchTSMixer, whose weights `tsmixer_convert` reads: a missing value is read as the mean of
     the window instead of what stands in its place; both reconciliation heads, which it lacks. Dropout is drawn as bits
@@ -201,14 +211,11 @@ class TSMixer(PreTrainedModel):
             if config.mode == "hybrid"
             else None
         )
+        self._without_values = self.head.weight.is_meta
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        started(module, self.config.initializer_range)
-        if isinstance(module, HierarchyReconciliation) and not getattr(
-            module.fuse.weight, "_is_hf_initialized", False
-        ):
-            module.start()
+        started(module, self.config.initializer_range, self._without_values)
 
     def forward(
         self,
@@ -243,7 +250,7 @@ class TSMixer(PreTrainedModel):
         if window is None:
             return y, sums
         if sums is not None:
-            sums = sums * window.deviation + self.hierarchy.patch * window.mean
+            sums = sums * window.deviation + self.config.hierarchy * window.mean
         return window.grow(y), sums
 
     def training_loss(self, inputs: dict[str, Tensor], future: Tensor, seen: Tensor | None = None) -> Tensor:

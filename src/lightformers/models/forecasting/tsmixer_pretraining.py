@@ -64,10 +64,11 @@ class TSMixerForPretraining(PreTrainedModel):
         super().__init__(config)
         self.mixer = PatchMixer(config)
         self.head = nn.Linear(config.hidden_size, config.patch_length)
+        self._without_values = self.head.weight.is_meta
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        started(module, self.config.initializer_range)
+        started(module, self.config.initializer_range, self._without_values)
 
     def forward(
         self,

@@ -173,6 +173,7 @@ class TinyTimeMixer(PreTrainedModel):
     def _reconciled(self, y: Tensor, series: Tensor, known: Tensor | None) -> Tensor:
         """y and known in the scale of the window; channels of known future are left alone."""
         targets, places = self.targets, self.config.known_channels
+        assert self.reconciliation is not None
         future = None if known is None else known[..., places]
         made = self.reconciliation(y[..., targets], series[..., targets + places], future)
         if not places:
