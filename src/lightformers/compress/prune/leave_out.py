@@ -77,9 +77,12 @@ def distance(new: Sequence[tuple[Tensor, bool]], old: Sequence[tuple[Tensor, boo
 def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     """(rows, width) of what a model gives, and whether the rows are logits of a distribution."""
     fields: Mapping[str, Any] = outputs
-    for name in ("prediction", "prediction_outputs"):  # a window's forecast is one row
+    for name in (
+        "prediction",
+        "prediction_outputs",
+    ):  # of a window or a table's row: a number or more, one row
         if isinstance(value := fields.get(name), Tensor):
-            return value.flatten(1).float().clone(), False
+            return value.reshape(len(value), -1).float().clone(), False
     for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
         if isinstance(value := fields.get(name), Tensor):
             rows = calibration.real_tokens(value, batch.inputs.get("attention_mask"))
