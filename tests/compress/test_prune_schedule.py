@@ -120,3 +120,27 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ModelError, match="teacher"):
         GradualMagnitude(0.5, epochs=1.0).apply(bundle, world.task(), Run())
     assert torch.equal(world.outputs(bundle), before)
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal", "wide", "signs"])
+def test_the_smallest_are_those_of_a_sort(kind: str) -> None:
+    """Found bit by bit: numbers of all sizes, equal ones, zeros of both signs, infinities."""
+    torch.manual_seed(0)
+    flat = {
+        "normal": torch.randn(200),
+        "equal": torch.randint(3, (200,)).float(),
+        "wide": torch.randn(200) * 10.0 ** torch.randint(-44, 38, (200,)),
+        "signs": torch.tensor([0.0, -0.0, 1e-45, -1e-45, torch.inf, -torch.inf, 3.0, 3.0]).repeat(25),
+    }[kind]
+    scores = {"a": flat[:80].view(8, 10), "b": flat[80:].view(12, 10)}
+    ordered = flat.sort().values
+    for count in (0, 1, 57, 100, 199, 200):
+        kept = torch.cat([m.flatten() for m in masks.smallest(scores, count).values()])
+        assert int((~kept).sum()) == count
+        assert torch.equal(flat[~kept].sort().values, ordered[:count])
+
+
+def test_numbers_that_are_none_go_last() -> None:
+    scores = {"a": torch.tensor([[torch.nan, 2.0, torch.inf, 1.0]])}
+    assert masks.smallest(scores, 2)["a"].tolist() == [[True, False, True, False]]
+    assert int(masks.smallest(scores, 4)["a"].sum()) == 0

@@ -12,7 +12,10 @@ from lightformers.models.patterns import stack
 from lightformers.models.preset import Preset
 
 _FLEXIBERT = "lightformers.models.language.flexibert"
-_VIT = tuple(f"lightformers.models.vision.elasticvit:{name}" for name in ("of_config", "ElasticViTConfig"))
+_VIT = (
+    "lightformers.models.vision.elasticvit:of_config",
+    "lightformers.models.vision.elasticvit:ElasticViTConfig",
+)
 CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassification"
 
 
