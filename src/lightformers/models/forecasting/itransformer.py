@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightformers.errors import UserError
-from lightformers.models.forecasting.initial import as_torch_starts
+from lightformers.models.forecasting.initial import drawn_as_torch
 from lightformers.models.forecasting.output import Forecast, check_past
 from lightformers.models.registry import register
 from lightformers.parts.encoder_layer import EncoderLayer
@@ -90,6 +90,7 @@ class ITransformer(PreTrainedModel):
     main_input_name = "past_values"
     _no_split_modules = ["EncoderLayer"]
     _supports_sdpa = True
+    _init_weights = drawn_as_torch
     config: Any
 
     def __init__(self, config: ITransformerConfig) -> None:
@@ -106,10 +107,6 @@ class ITransformer(PreTrainedModel):
         self.projector = nn.Linear(config.hidden_size, config.prediction_length)
         self._without_values = self.embedding.weight.is_meta
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            as_torch_starts(module)
 
     def forward(
         self,
