@@ -103,7 +103,7 @@ def test_sentences_come_from_the_numbers() -> None:
     assert "not more than chance may give" in verdict.advice(even)[0]
     simple = report([line("ets", 0.3, 0.3, "baseline"), line("tsmixer", 0.6, 0.3)], "ets")
     assert verdict.advice(simple)[0] == (
-        "No trained model is better here than a baseline, so Ets makes the forecast: the best, Tsmixer, has 2.00× its squared error."
+        "No trained model is better here than a baseline, so Ets makes the forecast: the best model, Tsmixer, has 2.00× its squared error."
     )
     stubborn = report([line("tsmixer", 0.6, 0.6), line("ets", 0.3, 0.6, "baseline")], "tsmixer", named=True)
     told = verdict.advice(stubborn)

@@ -67,7 +67,7 @@ class Said:
     scores: dict[str, dict[str, Scores]] = field(default_factory=dict)
 
     def take(
-        self, judge: Judge, part: str, forecasts: Array, places: NDArray[np.int64] | None = None
+        self, judge: Judge, part: str, forecasts: NDArray[Any], places: NDArray[np.int64] | None = None
     ) -> None:
         """Note what was said of these windows of a part (None: of all): (windows, steps, targets), standardised.
         Raises DataError where the numbers do not fit."""

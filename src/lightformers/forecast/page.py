@@ -25,8 +25,9 @@ def _template() -> Any:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("quality", "interval", "count", "duration", "percent", "times", "significant", "plain_text"):
+    for name in ("count", "duration", "percent", "times", "significant", "plain_text"):
         made.filters[name] = getattr(n, name)
+    made.filters["spread"] = lambda value: n.interval(value, n.significant)
     return made.get_template("forecast.html")
 
 

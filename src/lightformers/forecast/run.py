@@ -27,7 +27,7 @@ from lightformers.forecast import (
 )
 from lightformers.forecast.contenders import MODEL, Contender
 from lightformers.forecast.forecaster import beyond, bounded, everything, last, of_bundle
-from lightformers.forecast.judging import Judge, Said, choose
+from lightformers.forecast.judging import PARTS, Judge, Said, choose
 from lightformers.forecast.pretraining import pretrained
 from lightformers.forecast.settings import Settings
 from lightformers.forecast.training import refit, trained
@@ -198,10 +198,8 @@ def _run(session: Session, out: Path | None, command: str) -> Result:
     rows = [*(d.said for d in done), *simple]
     chosen = _chosen(done[0].said.name if settings.pretrain else settings.model, rows)
     mine = next((d for d in done if d.said is chosen), None)
-    widths = tuple(
-        conformal.widths(np.concatenate([chosen.errors[p] for p in parts]), settings.interval)
-        for parts in (("search",), ("search", "verify"))
-    )
+    apart = [np.concatenate([chosen.errors[p] for p in parts]) for parts in (PARTS[:1], PARTS)]
+    widths = conformal.widths(apart[0], settings.interval), conformal.widths(apart[1], settings.interval)
     forecaster, held = chosen.forecaster, chosen.forecaster(last(task))[0, : session.horizon]
     progress.phase("refit")
     again, bundle = refit(mine, task, settings.refit, session.left, settings.seed, session.told)

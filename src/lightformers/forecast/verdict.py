@@ -39,7 +39,7 @@ def advice(report: Row) -> list[str]:
         model = min(
             (r for r in rivals if r["kind"] == "model"), key=lambda r: r["ratio"]["estimate"], default=None
         )
-        beside = f": the best, {model['label']}, has {_more(model['ratio'])}" if model else ""
+        beside = f": the best model, {model['label']}, has {_more(model['ratio'])}" if model else ""
         said.append(
             f"No trained model is better here than a baseline, so {chosen['label']} makes the forecast{beside}."
         )
@@ -67,12 +67,12 @@ def _beside(chosen: Row, simple: Row, held: str) -> str:
     share, label = simple["ratio"], f"{simple['label']}, the best baseline"
     less = 1 - 1 / share["estimate"] if share["estimate"] else 0.0
     if chosen["kind"] == "baseline" or abs(less) < 0.005:
-        return f"{chosen['label']} makes the forecast: mean squared error {n.quality(chosen['mse'])}, {label} {n.quality(simple['mse'])}."
+        return f"{chosen['label']} makes the forecast: mean squared error {n.significant(chosen['mse'])}, {label} {n.significant(simple['mse'])}."
     if less > 0:
         sure = "" if (share["low"] or 0) > 1 else ", not more than chance may give"
-        return f"{chosen['label']} forecasts with {n.percent(less)} less squared error than {label}{sure}: {n.quality(chosen['mse'])} against {n.quality(simple['mse'])} on {held}."
+        return f"{chosen['label']} forecasts with {n.percent(less)} less squared error than {label}{sure}: {n.significant(chosen['mse'])} against {n.significant(simple['mse'])} on {held}."
     sure = "" if (share["high"] or 2) < 1 else ", a difference that chance may give"
-    return f"{chosen['label']} forecasts with {n.percent(-less)} more squared error than {label}{sure}: {n.quality(chosen['mse'])} against {n.quality(simple['mse'])} on {held}."
+    return f"{chosen['label']} forecasts with {n.percent(-less)} more squared error than {label}{sure}: {n.significant(chosen['mse'])} against {n.significant(simple['mse'])} on {held}."
 
 
 def _more(share: Row) -> str:
@@ -92,8 +92,8 @@ def table(report: Row) -> RenderableType:
         mine = r["name"] == report["chosen"]["name"]
         some = "" if r["windows"] == report["data"]["windows"]["verify"] else f" ({r['windows']} forecasts)"
         grid.add_row(
-            "→" if mine else "", r["label"] + some, n.quality(r["mse"]), n.interval(r["mse"]), n.quality(r["mae"]),
-            n.quality(r["mase"]), n.times(r["ratio"]), n.duration(r["seconds"]), style="bold" if mine else "",
+            "→" if mine else "", r["label"] + some, n.significant(r["mse"]), n.interval(r["mse"], n.significant), n.significant(r["mae"]),
+            n.significant(r["mase"]), n.times(r["ratio"]), n.duration(r["seconds"]), style="bold" if mine else "",
         )  # fmt: skip
     failed = [Text(f"not {r['label']}: {r['error']}", style="dim") for r in report["rows"] if r.get("error")]
     notes = [Text(w, style="yellow") for w in report["warnings"]]
