@@ -109,6 +109,13 @@ def test_columns_are_standardised_by_the_context_alone() -> None:
     torch.testing.assert_close(again[1][0], made[1][2])
 
 
+def test_a_mark_that_few_rows_have_is_no_outlier() -> None:
+    column = torch.zeros(100, 1)
+    column[7] = 1
+    (scaled,) = standardise(column)
+    assert scaled[7] == pytest.approx(4, abs=0.5) and scaled[8].abs() < 0.2
+
+
 def test_queries_do_not_see_each_other() -> None:
     model = tiny()
     context_x, y, x = world()

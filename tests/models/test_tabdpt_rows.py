@@ -78,14 +78,17 @@ def test_scales_are_of_labelled_rows_without_outliers() -> None:
 
 def test_neighbours_are_the_nearest() -> None:
     rows = people(50)
-    made = TabDPTProcessor.fit(rows, labels(rows), Schema.of(rows), 8, context=7)
+    made = TabDPTProcessor.fit(rows, labels(rows), Schema.of(rows), 8, context=30, neighbours=7)
     encoded = made.encode_examples([{"row": r} for r in people(6, seed=3)])
     for item in encoded:
         distance = np.square(made.context_x - item["x"]).sum(1)
         assert set(item["neighbours"]) == set(np.argsort(distance)[:7])
     inputs, _ = made.pad_encoded(encoded)
     assert inputs["context_x"].shape == (6, 7, 8) and inputs["context_y"].shape == (6, 7)
-    out = logits(learn(rows, labels(rows), 2, Schema.of(rows), weights=model(), context=7), people(6, seed=3))
+    out = logits(
+        learn(rows, labels(rows), 2, Schema.of(rows), weights=model(), context=7, neighbours=7),
+        people(6, seed=3),
+    )
     assert out.shape == (6, 2) and torch.isfinite(out).all()
 
 
@@ -126,9 +129,13 @@ def test_labels_and_other_rows_change_no_answer() -> None:
 def test_a_saved_bundle_answers_alike(tmp_path: Path, context: int, classes: int | None) -> None:
     rows, asked = people(), people(4, seed=5)
     targets = labels(rows, 3) if classes else 100 + 5 * np.arange(len(rows), dtype=np.float64)
-    bundle = learn(rows, targets, classes, Schema.of(rows), weights=model(), context=context)
+    bundle = learn(rows, targets, classes, Schema.of(rows), weights=model(), context=context, neighbours=None)
+    if classes:
+        bundle.model.config.id2label = dict(enumerate(["red", "green", "blue"]))  # type: ignore[union-attr]
     huggingface.save(bundle, tmp_path / "saved", allow_custom=False)
     again = lf.load(tmp_path / "saved")
+    if classes:
+        assert again.model.config.id2label == {0: "red", 1: "green", 2: "blue"}  # type: ignore[union-attr]
     assert again.task == bundle.task == ("tabular-classification" if classes else "tabular-regression")
     torch.testing.assert_close(logits(again, asked), logits(bundle, asked))
     assert again.collate(again.processor.samples(3)).inputs["x"].shape == (3, 8)
@@ -205,7 +212,7 @@ def test_neighbours_answer_what_any_rows_cannot() -> None:
     """A finer board: 48 near rows tell the colour of a square, 48 rows of anywhere do not."""
     rows, y = planted(2000, 6, 0)
     asked, wanted = planted(150, 6, 1)
-    near = learn(rows, y, 2, Schema.of(rows), context=48, permutations=2)
+    near = learn(rows, y, 2, Schema.of(rows), context=48, neighbours=48, permutations=2)
     anywhere = learn(rows[:48], y[:48], 2, Schema.of(rows), permutations=2)
     assert right(near, asked, wanted) > right(anywhere, asked, wanted) + 0.2
 

@@ -6,7 +6,7 @@ import functools
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -62,12 +62,13 @@ class TabDPTProcessor(Processor):
         schema: Schema,
         features: int,
         context: int = 1024,
+        neighbours: int | None = None,
         encoding: Encoding = "auto",
         pca: bool = True,
     ) -> TabDPTProcessor:
         """Of labelled rows: classes by number, or standardised targets.
 
-        context: the most rows that answer; of more, the nearest so many are taken for each query.
+        context: the most rows that answer for all; of more, the nearest `neighbours` (None: as many) answer for each query.
         encoding: "onehot" a column per value of categories, "ordinal" their number, "auto" the former for short lists while
             the row still fits. pca: columns beyond `features` are reduced, else refused.
         Raises DataError for no rows, no usable column, too many columns without pca.
@@ -76,8 +77,9 @@ class TabDPTProcessor(Processor):
             raise DataError(
                 f"{len(rows)} labelled rows with {len(targets)} targets: a table answers from rows that it has"
             )
-        if context < 1:
-            raise DataError(f"at least one row must answer, not {context}")
+        near = context if neighbours is None else neighbours
+        if min(context, near) < 1:
+            raise DataError(f"at least one row must answer, not {min(context, near)}")
         columns = [c for c in schema.columns if c.kind != "text"]
         if left := [c.name for c in schema.columns if c.kind == "text"]:
             if not columns:
@@ -87,23 +89,29 @@ class TabDPTProcessor(Processor):
             warnings.warn(f"columns of free text are left out: {', '.join(left)}", stacklevel=3)
         values = tuple(() if c.kind == "number" else c.values for c in columns)
         spread = _spread(values, features, encoding)
-        plain = cls(
-            tuple(c.name for c in columns), values, spread, features, (), (), (), (), 0,
-            *(np.zeros(0, np.float32) for _ in _KEPT),
-        )  # fmt: skip
+        none = np.zeros(0, np.float32)
+        names = tuple(c.name for c in columns)
+        plain = cls(names, values, spread, features, (), (), (), (), 0, none, none, none, none)
         raw = plain.matrix(rows)
         if raw.shape[1] > features and not pca:
             raise DataError(
                 f"{raw.shape[1]} columns are more than the {features} of this model: leave some out, or allow pca=True"
             )
-        low, high, mean, deviation = _scales(raw)
-        scaled = _scaled(raw, low, high, mean, deviation)
-        centre, axes = _principal(scaled, features) if raw.shape[1] > features else (plain.centre, plain.axes)
-        near = 0 if len(rows) <= context else context
-        return cls(
-            plain.names, values, spread, features, *(tuple(map(float, v)) for v in (low, high, mean, deviation)), near,
-            _padded(scaled, centre, axes, features), np.asarray(targets, np.float32), centre, axes,
-        )  # fmt: skip
+        low, high, mean, deviation = scales = _scales(raw)
+        scaled = _scaled(raw, *scales)
+        centre, axes = _principal(scaled, features) if raw.shape[1] > features else (none, none)
+        return replace(
+            plain,
+            low=tuple(low.tolist()),
+            high=tuple(high.tolist()),
+            mean=tuple(mean.tolist()),
+            deviation=tuple(deviation.tolist()),
+            neighbours=0 if len(rows) <= context else min(near, len(rows)),
+            context_x=_padded(scaled, centre, axes, features),
+            context_y=np.asarray(targets, np.float32),
+            centre=centre,
+            axes=axes,
+        )
 
     def matrix(self, rows: Sequence[Row]) -> NDArray[np.float64]:
         """(rows, made columns) in the units of the table, NaN where a cell is missing or a value was never seen."""
@@ -229,9 +237,11 @@ def _scales(raw: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
         mean = np.where(seen, x, 0.0).sum(0) / count
         return mean, np.sqrt(np.square(np.where(seen, x - mean, 0.0)).sum(0) / count)
 
-    mean, deviation = moments(raw)
+    whole = moments(raw)
     with np.errstate(invalid="ignore"):
-        mean, deviation = moments(np.where(np.abs(raw - mean) <= _CLIP * deviation, raw, np.nan))
+        inner = moments(np.where(np.abs(raw - whole[0]) <= _CLIP * whole[1], raw, np.nan))
+    # As in the model: where nothing else varies, what few rows have is no outlier.
+    mean, deviation = (np.where(inner[1] > 0, a, b) for a, b in zip(inner, whole))
     low, high = mean - _CLIP * deviation, mean + _CLIP * deviation
     mean, deviation = moments(np.clip(raw, low, high))
     return low, high, mean, np.where(deviation > 0, deviation, 1.0)

@@ -184,7 +184,8 @@ def run(budget: float = common.FULL) -> Finding:
     step = (time.monotonic() - begun) / 2
     # Arms of the main size once per seed; the other two sizes once, which cost about as much as two arms.
     steps = max(2, int(clock.left(0.3) / step / (len(seeds) * len(_ARMS) + 2)))
-    rivals, scores = _rivals(trees), {}
+    rivals = _rivals(trees)
+    scores: dict[str, dict[str, list[float]]] = {}
     sizes: dict[str, float] = {}
     drawn = split(synthetic(clock.size(64, 8), 224, _FEATURES, 2**31 - 1), 128)
     for seed in seeds:

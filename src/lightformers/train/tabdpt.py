@@ -36,6 +36,11 @@ from lightformers.train.tabdpt_batches import Episodes, Source, episodes
 
 #: Weights that come with the package, and beside them a .json of their configuration.
 PACKAGED = Path(__file__).parents[1] / "tabular" / "weights" / "tabdpt-small.safetensors"
+#: What a configuration says of the network; the rest is about a table.
+_SIZES = (
+    "features", "hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers", "head_dim", "head_hidden",
+    "max_classes",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def pretrain(
             optimizer.restore(state.tensors)
             held.scatter()
             spent = state.seconds
-        began, last, losses = time.monotonic() - spent, time.monotonic(), []
+        began, last = time.monotonic() - spent, time.monotonic()
+        losses: list[float] = []
 
         def note() -> None:
             used.load_state_dict(optimizer.averages())
@@ -181,17 +187,9 @@ def save_weights(model: TabDPT, path: str | Path, facts: Mapping[str, Any] | Non
     target = Path(path)
     with replacing(target) as temporary:
         save_file({k: v.detach().half().contiguous() for k, v in model.state_dict().items()}, temporary)
-    sizes = (
-        "features",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_hidden_layers",
-        "max_classes",
-    )
     write_json(
         target.with_suffix(".json"),
-        {**{k: getattr(model.config, k) for k in sizes}, "training": dict(facts or {})},
+        {**{k: getattr(model.config, k) for k in _SIZES}, "training": dict(facts or {})},
     )
     return target
 
@@ -222,6 +220,7 @@ def learn(
     seconds: float | None = None,
     weights: str | Path | TabDPT | None = None,
     context: int = 1024,
+    neighbours: int | None = 256,
     permutations: int = 8,
     temperature: float = 0.8,
     encoding: Encoding = "auto",
@@ -230,9 +229,10 @@ def learn(
     """A bundle that answers for rows of this table. Nothing is trained: the labelled rows become its context.
 
     targets: class numbers, or with `classes` None numbers. seconds is not needed. weights: a file of `save_weights` or a
-    model; None: the packaged ones. context: the most rows that answer; of a greater table the nearest so many, for each
-    query its own. permutations: orders of the columns that answers are averaged over. Raises DataError for no rows, one
-    class, targets that are no numbers, and more columns than the model has without `pca`.
+    model; None: the packaged ones. context: the most rows that answer for all; of a greater table each query is answered by
+    its nearest `neighbours` (None: as many as context, the paper's way, which takes long on a CPU). permutations: orders of
+    the columns that answers are averaged over. Raises DataError for no rows, one class, targets that are no numbers, and
+    more columns than the model has without `pca`.
     """
     targets = np.asarray(targets)
     if not len(rows):
@@ -248,14 +248,15 @@ def learn(
         targets = (targets - mean) / deviation
         fields = {"task": TASKS[1], "target_mean": mean, "target_deviation": deviation}
     base = weights if isinstance(weights, TabDPT) else pretrained(weights)
-    processor = TabDPTProcessor.fit(rows, targets, schema, base.config.features, context, encoding, pca)
+    processor = TabDPTProcessor.fit(
+        rows, targets, schema, base.config.features, context, neighbours, encoding, pca
+    )
     width = min(len(processor.mean), base.config.features)
     fields |= {
         "softmax_temperature": temperature,
         "permutations": orders(width, base.config.features, permutations, seed),
     }
-    settings = {k: v for k, v in base.config.to_dict().items() if k not in fields}
-    model = TabDPT(TabDPTConfig(**settings, **fields))
+    model = TabDPT(TabDPTConfig(**{k: getattr(base.config, k) for k in _SIZES}, **fields))
     model.load_state_dict(base.state_dict())
     return Bundle(model.eval(), processor, fields["task"])
 

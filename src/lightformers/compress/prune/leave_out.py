@@ -12,6 +12,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress import calibration
 from lightformers.compress.prune.scores import output_distance
+from lightformers.memory import release
 from lightformers.steps import Run
 
 #: Rows of an output (tokens of a language model) that are compared per batch: logits of all would not fit.
@@ -53,6 +54,7 @@ def removal_order(
                         new, _ = rows(module(**batch.inputs), batch)
                     distance[i] += output_distance(new, reference, distribution) * len(reference)
             order.append(min(distance, key=lambda i: (distance[i], i)))
+            release()
     return order[:count]
 
 
@@ -75,9 +77,12 @@ def distance(new: Sequence[tuple[Tensor, bool]], old: Sequence[tuple[Tensor, boo
 def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     """(rows, width) of what a model gives, and whether the rows are logits of a distribution."""
     fields: Mapping[str, Any] = outputs
-    for name in ("prediction", "prediction_outputs"):  # a window's forecast is one row
+    for name in (
+        "prediction",
+        "prediction_outputs",
+    ):  # of a window or a table's row: a number or more, one row
         if isinstance(value := fields.get(name), Tensor):
-            return value.flatten(1).float().clone(), False
+            return value.reshape(len(value), -1).float().clone(), False
     for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
         if isinstance(value := fields.get(name), Tensor):
             rows = calibration.real_tokens(value, batch.inputs.get("attention_mask"))

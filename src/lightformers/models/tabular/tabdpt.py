@@ -85,13 +85,12 @@ class TabDPTConfig(PretrainedConfig):
         self.permutations = orders
         self.target_mean, self.target_deviation = target_mean, target_deviation
         self.classes = max_classes if classes is None else classes
-        for name in (
-            "id2label",
-            "label2id",
-            "num_labels",
-        ):  # transformers keeps no number of labels in its files
-            options.pop(name, None)
-        super().__init__(**options, num_labels=self.classes)
+        # transformers keeps no number of labels in its files, and names may be those of another table's classes.
+        options.pop("num_labels", None)
+        if len(options.get("id2label") or ()) != self.classes:
+            options = {k: v for k, v in options.items() if k not in ("id2label", "label2id")}
+            options["num_labels"] = self.classes
+        super().__init__(**options)
 
 
 def moments(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,10 +102,14 @@ def moments(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def limits(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Where columns are clipped: four deviations from the mean, both once more without what lies farther out."""
+    """Where columns are clipped: four deviations from the mean, both once more without what lies farther out.
+
+    Where nothing varies without that (a mark that few rows have), the first estimate stays: else it would be lost.
+    """
     seen = ~x.isnan()
-    mean, deviation = moments(x, seen)
-    mean, deviation = moments(x, seen & ((x - mean).abs() <= CLIP * deviation))
+    whole = moments(x, seen)
+    inner = moments(x, seen & ((x - whole[0]).abs() <= CLIP * whole[1]))
+    mean, deviation = (torch.where(inner[1] > 0, a, b) for a, b in zip(inner, whole))
     return mean - CLIP * deviation, mean + CLIP * deviation
 
 
