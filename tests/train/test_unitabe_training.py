@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import lightformers as lf
 from lightformers.bundle import Bundle
 from lightformers.errors import DataError, ModelError, UserError
+from lightformers.export.huggingface import save
 from lightformers.models.tabular.unitabe import CLASSES, NUMBERS, PRETRAINED
 from lightformers.processors import word_pieces
 from lightformers.processors.schema import Schema
@@ -136,17 +139,17 @@ def test_planted_what_one_table_taught_is_known_in_another(orchard: Bundle) -> N
 
 
 def test_a_classifier_learns_and_repeats() -> None:
-    rows = weights(120, 1)
+    rows = weights(260, 1)
     labels = np.array([int(r["crates"]) > 4 for r in rows]).astype(np.int64)
     shown = [{"crates": r["crates"]} for r in rows]
     made = [
-        learn(shown, labels, 2, Schema.of(shown), epochs=8, lr=1e-2, seed=3, sizes=TINY) for _ in range(2)
+        learn(shown, labels, 2, Schema.of(shown), epochs=5, lr=1e-2, seed=3, sizes=TINY) for _ in range(2)
     ]
     assert accuracy(made[0], shown, labels) > 0.95 and made[0].task == CLASSES
     a, b = (m.model.state_dict() for m in made)
     assert all(torch.equal(a[k], b[k]) for k in a)
     note = made[0].history[-1]
-    assert note["held out"] == 18 and 0 < note["stopped at"] <= 1
+    assert note["held out"] == 39 and 0 < note["stopped at"] <= 1
 
 
 @pytest.mark.parametrize("head", ["scalar", "digits"])
@@ -161,6 +164,23 @@ def test_a_regressor_learns(head: str) -> None:
     assert (head == "scalar") == (deviation != 1)
     said = said * deviation + mean
     assert np.mean((said - targets) ** 2) < 0.2 * targets.var()
+
+
+def test_weights_may_come_from_a_folder(tmp_path: Path) -> None:
+    start = pretrain([weights(40, 0), fruits(40, 1)], seconds=None, steps=3, vocabulary=0, sizes=TINY)
+    save(start, tmp_path)
+    assert lf.load(tmp_path).task == PRETRAINED
+    rows, labels = weights(20, 2), np.arange(20) % 2
+    options: dict[str, Any] = {"epochs": 2, "seconds": None, "seed": 1}
+    made = [learn(rows, labels, 2, Schema.of(rows), weights=w, **options) for w in (start, str(tmp_path))]
+    a, b = (m.model.state_dict() for m in made)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (
+        made[0].processor.vocabulary == start.processor.vocabulary
+        and made[0].history[0]["step"] == "pretrain"
+    )
+    with pytest.raises(ModelError, match="not of a Linear"):
+        learn(rows, labels, 2, Schema.of(rows), weights=Bundle(torch.nn.Linear(1, 1)))
 
 
 def test_filling_leaves_the_rest() -> None:

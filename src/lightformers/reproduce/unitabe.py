@@ -12,9 +12,10 @@ boosting ahead with all rows. The paper pre-trains on 13 billion rows.
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,16 +144,27 @@ def _plan(
     """The share of the planned updates that fits, and the updates of a pre-training."""
     if clock.budget < common.TINY:
         return 0.0, 2.0
-    begun = time.monotonic()
-    pretrain(others, seconds=None, steps=10, batch=_BATCH)
-    each, needed = (time.monotonic() - begun) / 10, 0.0
+    fixed, each = _cost(lambda steps: pretrain(others, seconds=None, steps=steps, batch=_BATCH), 2, 12)
+    left = clock.left(0.15) / seeds
+    before = max(2.0, (_PRETRAINING * left - fixed) / each)
+    wanted = [*(_SIZES[size] for size in sizes), _SIZES[128]]  # the last one with hidden columns
+    apart = needed = 0.0
     for table in tables:
         chosen, _ = table.parts(128, 0)
+        fixed, each = _cost(functools.partial(_learn, table, chosen, table.rows, None, 0), 4, 20)
+        apart, needed = apart + 2 * len(wanted) * fixed, needed + 2 * sum(wanted) * each
+    return min(1.0, max((1 - _PRETRAINING) * left - apart, 0.0) / needed), before
+
+
+def _cost(train: Callable[[int], Any], few: int, more: int) -> tuple[float, float]:
+    """Seconds that a training takes besides its updates, and those of an update."""
+    timed = []
+    for steps in (few, more):
         begun = time.monotonic()
-        _learn(table, chosen, table.rows, None, 0, 8)
-        needed += (time.monotonic() - begun) / 8 * 2 * (sum(_SIZES[s] for s in sizes) + 2 * _SIZES[128])
-    left = clock.left(0.15) / seeds
-    return min(1.0, (1 - _PRETRAINING) * left / needed), max(2.0, _PRETRAINING * left / each)
+        train(steps)
+        timed.append(time.monotonic() - begun)
+    each = max((timed[1] - timed[0]) / (more - few), 1e-3)
+    return max(timed[0] - few * each, 0.0), each
 
 
 def _learn(

@@ -32,7 +32,7 @@ SMALL: Mapping[str, Any] = {
     "dropout": 0.0,
 }  # fmt: skip
 #: Fewer rows than this are all trained on; of more, a share is kept apart to choose the moment to stop.
-ENOUGH = 100
+ENOUGH = 256
 #: How often in a training the rows kept apart are looked at.
 LOOKS = 8
 
