@@ -77,11 +77,14 @@ def model(shape: dict[str, int]) -> Bundle:
 
 
 def child(name: str, shape: dict[str, int]) -> None:
-    """What a process does: "imports" nothing more, "model" builds it, a method is applied as a recipe applies it."""
+    """What a process does: "imports" what any model needs, "model" builds it, a method is applied as a recipe applies it."""
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
     if name == "imports":
+        model(
+            {**shape, "blocks": 1, "width": shape["heads"], "vocabulary": 8}
+        )  # its modules come with the first one
         return
     bundle = model(shape)
     if name == "model":
@@ -89,8 +92,8 @@ def child(name: str, shape: dict[str, int]) -> None:
     (method,) = named([name])
     steps = list(method.make(RATIOS.get(name, RATIO), bundle))
     if name == "obert":
-        # as many gradients as show what is held, and inverse Fisher blocks of half the largest layer at a time
-        steps[0] = dataclasses.replace(steps[0], gradients=2, batch=2, memory=statistics(name, shape) / 2e9)  # type: ignore[type-var]
+        # as many gradients as show what is held, and inverse Fisher blocks of a third of the largest layer at a time
+        steps[0] = dataclasses.replace(steps[0], gradients=2, batch=2, memory=statistics(name, shape) / 3e9)  # type: ignore[type-var]
     Recipe(steps).apply(bundle, Random(shape["vocabulary"], shape["length"]), Run(dtype="fp32"))
 
 

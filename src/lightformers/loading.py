@@ -11,6 +11,7 @@ from torch import nn
 
 from lightformers.bundle import Bundle, Pooling
 from lightformers.errors import MissingExtra, ModelError
+from lightformers.models.plain import plain_class
 from lightformers.models.registry import FORECASTERS, TABULAR, model_class, register
 from lightformers.processors import read as read_processor
 from lightformers.telemetry import quiet, silence
@@ -49,6 +50,8 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
     check_files(folder)
     sentence = sentence_transformer(folder)
     root = sentence["root"] if sentence else folder
+    if (found := plain_class(json.loads((root / "config.json").read_text(encoding="utf-8")))) is not None:
+        return _plain(found, root, name, task)
     config = read_config(root, trust_remote_code)
     if (folder / "lightformers.json").is_file():
         from lightformers.manifest import build_from_manifest
@@ -69,6 +72,28 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
     elif task == "embedding":
         bundle.pooling = Pooling()
     return bundle
+
+
+def _plain(found: tuple[Any, str | None], folder: Path, name: str, task: str | None) -> Bundle:
+    """A model of ours that is no model of transformers; a processor where its files are there."""
+    cls, head = found
+    wanted = task or head
+    if wanted not in (head, "embedding") or (wanted == "embedding" and not hasattr(cls, "width")):
+        raise ModelError(f"the model is a {cls.__name__}, which has no trained head for {wanted}")
+    from safetensors import SafetensorError
+
+    try:
+        model = cls.from_pretrained(folder).eval()
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
+        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    _check_weights(model)
+    files = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+    there = any((folder / file).is_file() for file in files)
+    processor = _processor(folder, wanted, None) if there else None
+    length = getattr(getattr(model, "config", None), "length", None)
+    return Bundle(
+        model, processor, wanted, Pooling() if wanted == "embedding" else None, max_length=length, source=name
+    )
 
 
 def _check_head(class_name: str, task: str | None) -> None:

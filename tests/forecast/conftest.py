@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lightformers.forecast import baselines, training
+from lightformers.forecast import baselines, contenders, training
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -14,4 +14,5 @@ def quick() -> Iterator[None]:
         patched.setattr(baselines, "_SMOOTHED", 4)
         patched.setattr(baselines, "_LEAST", 0.2)
         patched.setattr(training, "_FLOOR", 0.5)
+        patched.setattr(contenders, "_UPDATES", 300)
         yield

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import lightformers as lf
 from lightformers.errors import ModelError, UserError
 from lightformers.models.vision import elasticvit
 from lightformers.models.vision.elasticvit import ElasticViTModel
@@ -130,6 +131,25 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert (back.whole, back.space) == (made.whole, made.space)
     x = world.images()
     assert torch.equal(back(x)["logits"], made(x)["logits"])
+
+
+def test_a_folder_is_opened_by_its_class_name(tmp_path: Path) -> None:
+    made = world.network().subnet(SOME[2]).eval()
+    made.save_pretrained(tmp_path)
+    bundle = lf.load(tmp_path)
+    assert type(bundle.model) is ElasticViTModel and bundle.task == "image-classification"
+    assert bundle.model.whole == made.whole and bundle.pooling is None
+    assert torch.equal(bundle.model(world.images())["logits"], made(world.images())["logits"])
+    with pytest.raises(ModelError, match="no trained head for embedding"):
+        lf.load(tmp_path, "embedding")
+
+
+def test_networks_by_name() -> None:
+    with torch.device("meta"):
+        made = lf.create_model("elasticvit-s1", classes=10)
+    assert made.whole == elasticvit.ARCHITECTURES["elasticvit_s1"] and made.space.classes == 10
+    with pytest.raises(UserError, match="unknown network 'vit'"):
+        lf.create_model("elasticvit", network="vit")
 
 
 def test_images_of_another_side_are_resized() -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+import lightformers as lf
 from lightformers.bundle import Bundle, Pooling
-from lightformers.errors import UserError
+from lightformers.errors import ModelError, UserError
 from lightformers.models.language.flexibert import (
     PRESETS,
     FlexiBERT,
@@ -62,6 +63,28 @@ def test_saved_and_loaded_it_is_the_same(relative: bool, tmp_path: Path) -> None
         assert again.config == model.config
         for one, other in zip(model(**batch()).values(), again(**batch()).values()):
             assert torch.equal(one, other)
+
+
+def test_a_folder_is_opened_by_its_class_name(tmp_path: Path) -> None:
+    for kind, task in ((FlexiBERT, None), (FlexiBERTForMaskedLM, "masked-lm")):
+        torch.manual_seed(0)
+        model = kind(MIXED).eval()
+        model.save_pretrained(tmp_path / kind.__name__)
+        bundle = lf.load(tmp_path / kind.__name__)
+        assert type(bundle.model) is kind and bundle.task == task and bundle.max_length == MIXED.length
+        assert bundle.processor is None and not bundle.model.training
+        for one, other in zip(model(**batch()).values(), bundle.model(**batch()).values()):
+            assert torch.equal(one, other)
+    whole = lf.load(tmp_path / "FlexiBERT", "embedding")
+    assert whole.pooling is not None
+    mask = torch.ones(3, 9, dtype=torch.long)
+    ids = batch()["input_ids"]
+    assert whole.module()(input_ids=ids, attention_mask=mask)["embedding"].shape == (3, whole.model.width)
+    with pytest.raises(ModelError, match="no trained head for text-classification"):
+        lf.load(tmp_path / "FlexiBERT", "text-classification")
+    (tmp_path / "FlexiBERT" / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        lf.load(tmp_path / "FlexiBERT")
 
 
 def test_every_parameter_gets_a_gradient() -> None:

@@ -216,7 +216,7 @@ def test_sentences_are_those_of_gpt2() -> None:
         ({"prompt_tokens": ((1,), (2,), (99,))}, "token 99"),
         ({"prompt_tokens": ((1,), (), (2,))}, "at least one token"),
         ({"context_length": 3}, "longer than a patch"),
-        ({"kernel": 4}, "odd, not 4"),
+        ({"kernel": 4}, "odd number of steps, not 4"),
         ({"lora_rank": 99}, "rank 99"),
         ({"language_model": {"model_type": "bert"}}, "not a bert"),
         ({"language_model": GPT2, "context_length": 96}, "more than the 64 positions"),

@@ -10,8 +10,11 @@ import torch
 from data_sets import needs
 
 from lightformers import reproduce
+from lightformers.bundle import Bundle
+from lightformers.models.forecasting.output import Forecast
 from lightformers.reproduce import Finding, forecasters, gpht
 from lightformers.tasks.forecasting import Forecasting
+from lightformers.train.resolutions import Source
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
@@ -35,24 +38,16 @@ def test_arms_have_equal_parameters() -> None:
     assert max(sizes) <= 1.02 * min(sizes)
 
 
-def test_windows_are_pieces_of_the_series() -> None:
-    series = [np.arange(300, dtype=np.float32), 1000 + np.arange(900, dtype=np.float32)]
-    feed = gpht.Mixture(series, 40, 3)
-    batch, again = feed.batch(5), feed.batch(5)
-    past, future = batch.inputs["past_values"], batch.targets["future_values"]
-    assert past.shape == (40, 168, 1) and future.shape == (40, 24, 1)
-    steps = torch.cat([past, future], 1).diff(dim=1)
-    assert torch.equal(steps, torch.ones_like(steps)) and torch.equal(past, again.inputs["past_values"])
-    assert (past[:, 0, 0] >= 1000).sum() > 20  # the longer series is drawn oftener
-    assert not torch.equal(past, feed.batch(6).inputs["past_values"])
-
-
 def test_tuning_moves_the_heads_alone() -> None:
     time = np.arange(900)
     values = np.stack([np.sin(time / 4), np.cos(time / 4)], 1)
     task = Forecasting.from_values(values, ["a", "b"], 24, 168)
     first, tuned = gpht.pretrained(
-        lambda: gpht.stages((4, 1), 1, 16), gpht.made_up(2, 400, 0), task, seed=0, steps=6
+        lambda: gpht.stages((4, 1), 1, 16),
+        [Source("made up", gpht.made_up(2, 400, 0))],
+        task,
+        seed=0,
+        steps=6,
     )
     moved = {
         name
@@ -60,12 +55,26 @@ def test_tuning_moves_the_heads_alone() -> None:
         if not torch.equal(old, new)
     }
     assert moved == {f"stages.{i}.head.{kind}" for i in range(2) for kind in ("weight", "bias")}
-    found = gpht.errors(
-        tuned.model, {24: task, 30: Forecasting.from_values(values, ["a", "b"], 30, 168)}, gpht.cell
-    )
+    later = Forecasting.from_values(values, ["a", "b"], 30, 168)
+    found = gpht.errors(tuned, later, (24, 30), gpht.cell)
     assert set(found) == {"MSE, 24 hours", "MSE, 30 hours"} and all(v > 0 for v in found.values())
+    whole = forecasters.error(Bundle(Thirty(tuned.model), None), later)
+    assert found["MSE, 30 hours"] == pytest.approx(whole, rel=1e-5)
 
 
-def test_made_up_series_have_one_scale() -> None:
-    for series in gpht.made_up(3, 500, 1):
-        assert series.mean() == pytest.approx(0, abs=1e-5) and series.std() == pytest.approx(1, abs=1e-5)
+class Thirty(torch.nn.Module):
+    """Forecasts 30 steps."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, past_values: torch.Tensor) -> Forecast:
+        return Forecast(self.model.forecast(past_values, 30))
+
+
+def test_made_up_series_differ_and_remember() -> None:
+    made = gpht.made_up(3, 500, 1)
+    assert made.shape == (500, 3) and np.isfinite(made).all() and made.std(0).min() > 0.2
+    later = [np.corrcoef(x[:-1], x[1:])[0, 1] for x in made.T]
+    assert min(later) > 0.2 and np.abs(np.corrcoef(made.T)[0, 1:]).max() < 0.9

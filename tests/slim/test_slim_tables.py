@@ -102,7 +102,7 @@ def test_a_table_is_slimmed_and_proven(kind, world, tmp_path, monkeypatch) -> No
     report = json.loads((out / "report.json").read_text())
     assert code == 0 and report["verdict"]["proven"] and report["verdict"]["ratio"]["bound"] >= float(floor)
     assert all(r["ok"] for r in report["reload"]) and report["reload"]
-    assert report["chosen"]["size_bytes"] <= report["model"]["size_bytes"]
+    assert report["chosen"]["parameters"] <= report["model"]["parameters"]
     rows = _rows(2400)
     x = [{k: v for k, v in r.items() if k != "value"} for r in rows]
     value = np.array([r["value"] for r in rows])

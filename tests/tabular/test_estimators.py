@@ -179,6 +179,7 @@ def test_scikit_learn_clones_and_crosses() -> None:
         ({}, ["x"] * 40, "one class only"),
         ({"noise": [None] * 40}, None, "column noise holds no value in any row"),
         ({}, [None, *["a", "b"] * 20][:40], "target of row 0 is missing"),
+        ({}, pandas.Series(["a", pandas.NA, *["b"] * 38], dtype="string"), "target of row 1 is missing"),
         ({}, ["a", "b"], "X has 40 rows and y 2"),
     ],
 )

@@ -121,8 +121,8 @@ def test_a_training_runs_with_them() -> None:
 
 
 def test_moving_averages() -> None:
-    x = torch.tensor([[1.0, 2.0, 6.0]])
-    torch.testing.assert_close(moving_average(x, 3), torch.tensor([[4 / 3, 3.0, 14 / 3]]))
+    x = torch.tensor([[1.0, 2.0, 6.0]])[..., None]
+    torch.testing.assert_close(moving_average(x, 3)[0, :, 0], torch.tensor([4 / 3, 3.0, 14 / 3]))
     assert torch.equal(moving_average(x, 1), x)
     for kernel in (0, 2):
         with pytest.raises(UserError, match="odd"):

@@ -20,6 +20,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle, Example
 from lightformers.compress.moments import Inputs, input_hook, real_tokens
 from lightformers.errors import DataError, UserError
+from lightformers.memory import release
 from lightformers.steps import Run
 
 #: Padded tokens in one calibration batch: large enough for the matrix units, small enough for any memory.
@@ -189,6 +190,7 @@ def _observe(
         for batch in batches(bundle, chosen):
             current[0] = batch.inputs.get("attention_mask")
             module(**batch.inputs)
+    release()
     if missing := [p for p in (*plain, *full) if p not in moments]:
         raise UserError(
             f"the calibration examples never reach {', '.join(missing[:3])}: is it part of the model?"

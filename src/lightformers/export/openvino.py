@@ -21,6 +21,7 @@ from lightformers.export.graph import (
     write_deploy,
 )
 from lightformers.files import replacing
+from lightformers.models.registry import MODELS
 from lightformers.runners import openvino_runner
 from lightformers.runners.unfold import without_unfold
 from lightformers.steps import Deploy
@@ -53,7 +54,8 @@ def save(
 
     Batch and length are dynamic; for embedding models the pooling is in the graph. precision "int8" quantizes weights
     and activations by NNCF with the first `deploy.calibration` examples; "int8-weights" only stores weights in eight
-    bits, "bf16" in sixteen. Where transformers' exporter cannot take the model, `openvino.convert_model` does, and the note says so.
+    bits, "bf16" in sixteen. Of models that are lightformers' own there is no `export.json`, as transformers does not know
+    them. Where transformers' exporter cannot take the model, `openvino.convert_model` does, and the note says so.
     Raises UserError for int8 without calibration examples, ModelError where the model cannot be converted at all.
     """
     if deploy.runtime != "openvino":
@@ -86,6 +88,11 @@ def save(
                 exported.config = bundle.model.config
                 exported.program.set_rt_info(settings["INFERENCE_PRECISION_HINT"], _HINT)
                 exported.save_pretrained(new)
+                if (
+                    type(bundle.model).__name__ in MODELS
+                ):  # ExportedModel would look for its kind, and find none
+                    for name in ("config.json", "export.json"):
+                        (new / name).unlink(missing_ok=True)
             except Exception as first:  # an exporter's own failure: the other converter may still serve
                 how = "openvino.convert_model"
                 note = (

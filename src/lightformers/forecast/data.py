@@ -47,9 +47,11 @@ def read(
                 f"{data} holds parts ({', '.join(parts)}): a series is one file, and is split by time here"
             )
         rows, name = next(iter(parts.values())), Path(data).name
-    elif hasattr(data, "__array__") and not hasattr(data, "columns"):
-        return series.of(np.asarray(data)), "the array", None
     else:
+        if hasattr(data, "to_frame") and not hasattr(data, "columns"):  # a pandas series
+            data = data.to_frame(str(data.name or "value"))
+        if _plain(data):
+            return series.of(np.asarray(data)), "the array", None
         rows, name = files.Rows(_rows(data), "the data"), "the data"
     _numeric(rows, target, "target")
     _numeric(rows, known, "known")
@@ -57,6 +59,13 @@ def read(
     if found.stamps is None:
         return found, name, None
     return found, name, timestamp or stamp_column(rows, found.columns)
+
+
+def _plain(data: Any) -> bool:
+    """Whether it holds numbers alone, without names."""
+    if isinstance(data, (list, tuple)):
+        return not data or not isinstance(data[0], Mapping)
+    return hasattr(data, "__array__") and not hasattr(data, "columns")
 
 
 def _rows(data: Any) -> list[dict[str, Any]]:

@@ -36,7 +36,7 @@ from lightformers.tasks.forecasting import Forecasting
 
 PHASES = ("data", "baselines", "training", "refit", "forecast")
 #: Shares of the time that is left: for the baselines that are fitted; then for training, the rest being for the refit.
-FITTED, TRAINED = 0.15, 0.4
+FITTED, TRAINED = 0.15, 0.5
 
 
 @dataclass(frozen=True)

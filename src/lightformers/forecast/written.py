@@ -12,7 +12,7 @@ from lightformers import files
 from lightformers.errors import MissingExtra
 
 #: Targets that the picture shows, one below the other.
-SHOWN = 6
+SHOWN = 8
 _DPI = 150
 
 

@@ -37,7 +37,7 @@ def draw(count: int, p: float) -> tuple[Tensor, float]:
     lowest = (share & -share).bit_length() - 1
     kept: Tensor | None = None
     for place in range(lowest, PLACES):
-        words = torch.empty(-(-count // 64), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-count // 64), dtype=torch.int64, device="cpu").random_(-(2**63), None)
         if kept is None:
             kept = words
         elif share >> place & 1:
@@ -51,7 +51,8 @@ def draw(count: int, p: float) -> tuple[Tensor, float]:
 @functools.cache
 def _table() -> Tensor:
     """(256, 8) the bits of every byte, lowest first."""
-    return (torch.arange(256)[:, None] >> torch.arange(8)[None]) & 1
+    numbers, places = (torch.arange(n, device="cpu") for n in (256, 8))
+    return (numbers[:, None] >> places) & 1
 
 
 def spread(

@@ -12,6 +12,7 @@ from lightformers.models.patterns import stack
 from lightformers.models.preset import Preset
 
 _FLEXIBERT = "lightformers.models.language.flexibert"
+_VIT = tuple(f"lightformers.models.vision.elasticvit:{name}" for name in ("of_config", "ElasticViTConfig"))
 CLASSIFIER = "lightformers.models.language.encoder:EncoderForSequenceClassification"
 
 
@@ -169,6 +170,10 @@ PRESETS: dict[str, Preset] = {
         f"{_FLEXIBERT}:FlexiBERT",
         f"{_FLEXIBERT}:FlexiBERTConfig",
         "arXiv 2205.11656; its code counts 11,119,808, with tables that nothing reads",
+    ),
+    "elasticvit": Preset({}, 37_435_406, *_VIT, "arXiv 2303.09730; the released one has 40,488,174"),
+    "elasticvit-s1": Preset(
+        {"network": "elasticvit_s1"}, 10_763_006, *_VIT, "arXiv 2303.09730, counted from its sizes"
     ),
     "wide-listops-4x8": Preset(
         _wide(4), 8_947_722, CLASSIFIER, source="arXiv 2210.00640, counted by its formula"

@@ -11,14 +11,15 @@ COMPONENTS = ("trend", "season", "residual")
 
 
 def moving_average(x: Tensor, kernel: int) -> Tensor:
-    """(batch, length) -> the same, each value the mean of `kernel` around it; beyond the ends the last value counts.
+    """(batch, length, channels) -> the same, each value the mean of `kernel` steps around it; beyond the ends the last value
+    counts.
 
     Raises UserError for an even kernel: it has no middle.
     """
     if kernel < 1 or kernel % 2 == 0:
-        raise UserError(f"a moving average looks as far back as ahead, so its kernel is odd, not {kernel}")
-    wide = nn.functional.pad(x[:, None], (kernel // 2, kernel // 2), mode="replicate")
-    return nn.functional.avg_pool1d(wide, kernel, 1)[:, 0]
+        raise UserError(f"a moving average is over an odd number of steps, not {kernel}")
+    wide = nn.functional.pad(x.transpose(1, 2), (kernel // 2, kernel // 2), mode="replicate")
+    return nn.functional.avg_pool1d(wide, kernel, 1).transpose(1, 2)
 
 
 class Decomposition(nn.Module):
@@ -30,13 +31,13 @@ class Decomposition(nn.Module):
 
     def __init__(self, length: int, kernel: int = 25) -> None:
         super().__init__()
-        moving_average(torch.zeros(1, 1), kernel)  # refuses
+        moving_average(torch.zeros(1, 1, 1), kernel)  # refuses
         self.kernel = kernel
         self.trend = nn.Linear(length, length)
         self.season = nn.Sequential(nn.Linear(length, 4 * length), nn.ReLU(), nn.Linear(4 * length, length))
 
     def forward(self, x: Tensor) -> Tensor:
-        trend = self.trend(moving_average(x, self.kernel))
+        trend = self.trend(moving_average(x[..., None], self.kernel)[..., 0])
         season = self.season(x - trend)
         return torch.stack([trend, season, x - trend - season], 1)
 

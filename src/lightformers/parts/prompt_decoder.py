@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -18,8 +20,8 @@ def summary(asked: Tensor, keys: Tensor, states: Tensor, seen: Tensor) -> Tensor
     return softmax(asked @ keys.transpose(1, 2), seen[:, None]) @ states
 
 
-def lstm_step(x: Tensor, memory: Memory, weights: nn.LSTM) -> Memory:
-    """One step of a single-layer LSTM, in plain products that every runtime knows. x: (batch, inputs)."""
+def lstm_step(x: Tensor, memory: Memory, weights: Any) -> Memory:
+    """One step of a single-layer `nn.LSTM`, in plain products that every runtime knows. x: (batch, inputs)."""
     h, c = memory
     gates = F.linear(x, weights.weight_ih_l0, weights.bias_ih_l0) + F.linear(h, weights.weight_hh_l0, weights.bias_hh_l0)  # fmt: skip
     enter, forget, new, leave = gates.chunk(4, -1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -72,18 +73,6 @@ class OneShot(nn.Module):
         return Forecast(window.grow(y.unflatten(0, x.shape[:2]).transpose(1, 2)))
 
 
-class Asked(nn.Module):
-    """A model that forecasts any horizon (`forecast(past, horizon)`), asked for this one."""
-
-    def __init__(self, model: nn.Module, horizon: int) -> None:
-        super().__init__()
-        self.model, self.horizon = model, horizon
-
-    def forward(self, past_values: Tensor) -> Forecast:
-        found: Tensor = self.model.forecast(past_values, self.horizon)  # type: ignore[operator]
-        return Forecast(found)
-
-
 class Again(nn.Module):
     """The last `season` steps, again and again."""
 
@@ -146,3 +135,21 @@ def go_on(
 def error(bundle: Bundle, task: Forecasting) -> float:
     """Mean squared error on the verify split, of standardised values."""
     return float(evaluate(Bundle(bundle.model, task.processor(masked=False), "forecasting"), task)["mse"])
+
+
+@torch.inference_mode()
+def errors(say: Callable[[Tensor], Tensor], task: Forecasting, horizons: Sequence[int]) -> list[float]:
+    """Mean squared error of the first steps of a forecast, for each of some horizons, on the task's verify split.
+
+    say: (batch, context, channels) -> (batch, steps, channels), at least as many as the longest of the horizons.
+    """
+    feed = WindowFeed(task.splits["verify"], task.processor(masked=False), 256)
+    count, total = len(feed.windows), torch.zeros(len(horizons), dtype=torch.float64)
+    for start in range(0, count, feed.size):
+        batch = feed.gather(np.arange(start, min(start + feed.size, count)))
+        future = batch.targets["future_values"]
+        said = say(batch.inputs["past_values"])
+        for place, horizon in enumerate(horizons):
+            apart = said[:, :horizon] - future[:, :horizon]
+            total[place] += apart.double().square().mean((1, 2)).sum()
+    return (total / count).tolist()

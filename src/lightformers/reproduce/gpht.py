@@ -13,7 +13,7 @@ horizon, which share the updates. Expected: the hierarchy no worse than one stag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lightformers import reproduce, train
-from lightformers.bundle import Batch, Bundle
+from lightformers.bundle import Bundle
 from lightformers.models.forecasting.gpht import BACKBONE, GPHT, GPHTConfig
 from lightformers.reproduce import common, forecasters, recall
 from lightformers.reproduce.finding import Finding
 from lightformers.tasks.forecasting import Forecasting
 from lightformers.train.forecasting import objective
+from lightformers.train.resolutions import Source, SourceFeed
 
 CLAIM = (
     "One pre-trained model of coarse and fine stages, only its heads tuned, forecasts every horizon better than forecasters "
@@ -43,8 +44,8 @@ _BEFORE, _LR, _TUNING = 0.8, 2e-3, 1e-3
 _SERIES, _WINDOWS = 64, 9
 
 
-def made_up(count: int, length: int, seed: int) -> list[NDArray[np.float32]]:
-    """Series with a drifting level, one or two waves, and noise that remembers; each (length,)."""
+def made_up(count: int, length: int, seed: int) -> NDArray[np.float64]:
+    """(length, count): each with a drifting level, one or two waves, and noise that remembers."""
     drawn, made = np.random.default_rng(seed), []
     time = np.arange(length)
     for _ in range(count):
@@ -55,41 +56,16 @@ def made_up(count: int, length: int, seed: int) -> list[NDArray[np.float32]]:
         noise, keep = drawn.standard_normal(length), drawn.uniform(0, 0.8)
         for t in range(1, length):
             noise[t] += keep * noise[t - 1]
-        x = x + 0.3 * noise
-        made.append(((x - x.mean()) / x.std()).astype(np.float32))
-    return made
+        made.append(x + 0.3 * noise)
+    return np.stack(made, 1)
 
 
-@dataclass(frozen=True)
-class Mixture:
-    """Windows of single series, the longer the oftener; a `train.Batches`. A window is the past and the segment after."""
-
-    series: Sequence[NDArray[np.float32]]
-    size: int
-    seed: int
-
-    def batch(self, position: int) -> Batch:
-        drawn = np.random.default_rng((self.seed, position))
-        rooms = np.array([len(s) - _CONTEXT - _TOKEN + 1 for s in self.series])
-        cut = []
-        for which in drawn.choice(len(rooms), self.size, p=rooms / rooms.sum()):
-            start = drawn.integers(rooms[which])
-            cut.append(self.series[which][start : start + _CONTEXT + _TOKEN])
-        both = torch.from_numpy(np.stack(cut))[..., None]
-        future = both[:, _CONTEXT:]
-        return Batch(
-            {"past_values": both[:, :_CONTEXT]},
-            {"future_values": future, "future_observed_mask": torch.ones_like(future).bool()},
-        )
-
-
-def mixture(count: int) -> list[NDArray[np.float32]]:
-    """The training rows of ETTm1 and of the exchange rates, channel by channel and standardised, and `count` made up."""
-    found = made_up(count, 2000, 0)
+def mixture(count: int) -> list[Source]:
+    """The training rows of ETTm1 and of the exchange rates, and `count` series made up."""
+    found = [Source("made up", made_up(count, 2000, 0))]
     for name in ("ettm1_part", "exchange_rate"):
         task = forecasters.benchmark(name, _TOKEN, _CONTEXT, 8)
-        rows = task.processor(masked=False).standardise(task.series.values[: task.borders[0]])
-        found += [np.ascontiguousarray(channel) for channel in rows.T]
+        found.append(Source(name, task.series.values[: task.borders[0]]))
     return found
 
 
@@ -134,18 +110,16 @@ def before(horizon: int) -> str:
 
 
 def errors(
-    model: nn.Module, tasks: Mapping[int, Forecasting], name: Callable[[int], str]
+    bundle: Bundle, scored: Forecasting, horizons: Sequence[int], name: Callable[[int], str]
 ) -> dict[str, float]:
-    """Of every horizon, forecast by the same weights."""
-
-    return {
-        name(h): forecasters.error(Bundle(forecasters.Asked(model, h), None), task)
-        for h, task in tasks.items()
-    }
+    """Of every horizon, forecast by the same weights on the windows of `scored`, whose horizon is the longest."""
+    model: Any = bundle.model.eval()
+    found = forecasters.errors(lambda past: model.forecast(past, max(horizons)), scored, horizons)
+    return {name(h): error for h, error in zip(horizons, found)}
 
 
 def pretrained(
-    make: Callable[[], nn.Module], series: Sequence[NDArray[np.float32]], task: Forecasting, seed: int, steps: int
+    make: Callable[[], nn.Module], series: Sequence[Source], task: Forecasting, seed: int, steps: int
 ) -> tuple[Bundle, Bundle]:  # fmt: skip
     """A model after pre-training, and a copy of it whose heads were tuned to the task."""
     with torch.random.fork_rng():
@@ -154,21 +128,24 @@ def pretrained(
     first = Bundle(model, task.processor(masked=False), "forecasting")
     early = max(int(_BEFORE * steps), 1)
     settings = train.Settings(steps=early, lr=_LR, warmup=0.1, weight_decay=0.0, precision="fp32", seed=seed)
-    train.fit(model, Mixture(series, _SERIES, seed), objective(model), settings)
+    train.fit(model, SourceFeed(series, _CONTEXT, _TOKEN, _SERIES, seed), objective(model), settings)
     tuned = first.copy()
     forecasters.go_on(tuned, task, _WINDOWS, _TUNING, seed, max(steps - early, 1), BACKBONE)
     return first, tuned
 
 
-def trials(tasks: Mapping[int, Forecasting], series: Sequence[NDArray[np.float32]]) -> list[recall.Trial]:
-    """The arms. All autoregressive ones learn from windows of the shortest horizon, one segment."""
-    models, taught = makers(), tasks[_TOKEN]
+def trials(tasks: Mapping[int, Forecasting], series: Sequence[Source]) -> list[recall.Trial]:
+    """The arms. All autoregressive ones learn from windows of the shortest horizon, one segment; all are scored on the
+    windows of the longest."""
+    models, taught, horizons = makers(), tasks[_TOKEN], list(tasks)
+    scored = tasks[max(horizons)]
 
     def through(arm: str) -> recall.Trial:
+        def measure(two: tuple[Bundle, Bundle]) -> dict[str, float]:
+            return errors(two[1], scored, horizons, cell) | errors(two[0], scored, horizons, before)
+
         return recall.Trial(
-            arm,
-            lambda seed, steps: pretrained(models[arm], series, taught, seed, steps),
-            lambda two: errors(two[1].model, tasks, cell) | errors(two[0].model, tasks, before),
+            arm, lambda seed, steps: pretrained(models[arm], series, taught, seed, steps), measure
         )
 
     def direct(seed: int, steps: int) -> dict[int, Bundle]:
@@ -177,17 +154,22 @@ def trials(tasks: Mapping[int, Forecasting], series: Sequence[NDArray[np.float32
             h: forecasters.learn(models[f"{h}"], task, _WINDOWS, _LR, seed, each) for h, task in tasks.items()
         }
 
+    def apart(bundles: dict[int, Bundle]) -> dict[str, float]:
+        found = {}
+        for h, bundle in bundles.items():
+            model: Any = bundle.model.eval()
+            found[cell(h)] = forecasters.errors(lambda x, m=model: m(x).prediction, scored, [h])[0]  # type: ignore[misc]
+        return found
+
     return [
         through(_STAGES),
         through(_FLAT),
         recall.Trial(
             _ALONE,
             lambda seed, steps: forecasters.learn(models[_ALONE], taught, _WINDOWS, _LR, seed, steps),
-            lambda bundle: errors(bundle.model, tasks, cell),
+            lambda bundle: errors(bundle, scored, horizons, cell),
         ),
-        recall.Trial(
-            _DIRECT, direct, lambda b: {cell(h): forecasters.error(b[h], task) for h, task in tasks.items()}
-        ),
+        recall.Trial(_DIRECT, direct, apart),
     ]
 
 
@@ -199,7 +181,8 @@ def run(budget: float = common.FULL) -> Finding:
     horizons = _HORIZONS[: 2 if clock.short else None]
     tasks = {h: forecasters.benchmark("etth1", h, _CONTEXT, every) for h in horizons}
     series = mixture(clock.size(64, 2))
-    found = recall.contest(clock, seeds, {"etth1": (1.0, trials(tasks, series))})
+    arms = {"etth1": (1.0, trials(tasks, series))}
+    found = recall.contest(clock, seeds, arms, probe=3 if clock.short else 30)
     return _conclude(clock, seeds, found, horizons, tasks, every)
 
 
@@ -212,18 +195,17 @@ def less(found: recall.Contest, over: str, horizons: Sequence[int]) -> list[floa
     return [sum(values) / len(each) for values in zip(*each)]
 
 
-def seasonal(task: Forecasting) -> float:
-    """The error of the last day again and again."""
-    return forecasters.error(Bundle(forecasters.Again(24, task.horizon), None), task)
-
-
 def _conclude(
     clock: common.Clock, seeds: tuple[int, ...], found: recall.Contest, horizons: Sequence[int],
     tasks: Mapping[int, Forecasting], every: int,
 ) -> Finding:  # fmt: skip
     against = {arm: less(found, arm, horizons) for arm in (_FLAT, _ALONE, _DIRECT)}
     ends = {h: less(found, _DIRECT, [h]) for h in (horizons[0], horizons[-1])}
-    naive = {h: seasonal(task) for h, task in tasks.items()}
+    longest = max(horizons)
+    again = forecasters.errors(
+        lambda x: forecasters.Again(24, longest)(x).prediction, tasks[longest], horizons
+    )
+    naive = dict(zip(horizons, again))
     verdict = common.together(*map(reproduce.judge, against.values()))
     reached = sum(found.scores[_STAGES][cell(horizons[0])]) / len(seeds)
     known = reached < naive[horizons[0]]

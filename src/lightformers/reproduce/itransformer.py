@@ -134,7 +134,7 @@ def run(budget: float = common.FULL) -> Finding:
     seeds = clock.seeds()
     width, every = (16, 400) if clock.short else (128, 8)
     tasks = {name: (shape[3], trials(name, width, every)) for name, shape in _SHAPES.items()}
-    found = recall.contest(clock, seeds, tasks)
+    found = recall.contest(clock, seeds, tasks, probe=3 if clock.few else 10)
     return _conclude(clock, seeds, found, width, every)
 
 

@@ -94,18 +94,18 @@ class Contest:
 
 
 def contest(
-    clock: common.Clock, seeds: Sequence[int], tasks: Mapping[str, tuple[float, list[Trial]]]
+    clock: common.Clock, seeds: Sequence[int], tasks: Mapping[str, tuple[float, list[Trial]]], probe: int = 3
 ) -> Contest:
     """Every trial once per seed. tasks: name -> its share of the time, and its trials; trials of a task get the same
-    number of steps, as many as there is time for."""
+    number of steps, as many as there is time for. probe: steps that are timed to know."""
     found, plan = Contest(), {}
     for task, (_, trials) in tasks.items():
         costs, fixed = [], 0.0
         for trial in trials:
             trial.learn(99, 1)  # first calls are slow
             begun = time.monotonic()
-            model = trial.learn(99, 3)
-            costs.append(max((time.monotonic() - begun) / 3, 1e-4))
+            model = trial.learn(99, probe)
+            costs.append(max((time.monotonic() - begun) / probe, 1e-4))
             begun = time.monotonic()
             trial.measure(model)
             fixed += time.monotonic() - begun

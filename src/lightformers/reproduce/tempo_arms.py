@@ -10,11 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.bundle import Batch
-from lightformers.models.forecasting.output import Forecast
+from lightformers.models.forecasting.linear import LinearForecaster, LinearForecasterConfig
 from lightformers.models.forecasting.tempo import Tempo, sentences
 from lightformers.models.language.decoder import Decoder, DecoderConfig
-from lightformers.parts.decomposition import moving_average
-from lightformers.parts.series import Window
 from lightformers.reproduce import common
 from lightformers.reproduce.decoders import attention, mlp
 from lightformers.train import Settings, fit
@@ -108,33 +106,12 @@ class Copies(nn.Module):
         return (x + self.change(x))[:, None].expand(-1, 3, -1)
 
 
-class DLinear(nn.Module):
-    """Linear maps of the moving average and of the rest (Zeng et al., 2022, arXiv 2205.13504), on normalised windows."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.trend, self.rest = nn.Linear(LENGTH, HORIZON), nn.Linear(LENGTH, HORIZON)
-
-    def forward(self, past_values: Tensor) -> Forecast:
-        window = Window.of(past_values)
-        x = window.shrink(past_values)[..., 0]
-        trend = moving_average(x, 25)
-        return Forecast(prediction=window.grow((self.trend(trend) + self.rest(x - trend))[..., None]))
-
-
-class Yesterday(nn.Module):
-    """The last 24 steps, again and again."""
-
-    def forward(self, past_values: Tensor) -> Forecast:
-        return Forecast(prediction=past_values[:, -24:].repeat(1, HORIZON // 24, 1))
-
-
 def make(arm: str, read: Decoder, text: Text, seed: int) -> nn.Module:
     """An arm before training; `read`: the decoder that learned text."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if arm == LINEAR:
-            return DLinear()
+            return LinearForecaster(LinearForecasterConfig(LENGTH, HORIZON))
         sizes: dict[str, Any] = {
             "context_length": LENGTH, "prediction_length": HORIZON, "num_input_channels": 1, "patch_length": PATCH,
             "stride": PATCH, "lora_rank": RANK, "prompt_tokens": sentences(text, SENTENCE),

@@ -44,7 +44,7 @@ _OTHERS = (
 _SIZES: dict[int | None, int] = {32: 100, 128: 200, None: 300}
 #: The columns of the Pima Indians' diabetes table, which come without names, as UCI describes them.
 _DIABETES = ("pregnancies", "plasma glucose", "blood pressure", "skin fold", "insulin", "body mass index", "pedigree", "age")  # fmt: skip
-_MOST, _TESTED, _BATCH = 400, 300, 32
+_MOST, _BATCH = 400, 32
 _PRETRAINING = 0.4  # of the time
 
 
@@ -83,8 +83,8 @@ def read(folder: str, name: str, target: str = "target", limit: int | None = Non
     ]  # fmt: skip
 
 
-def targets(count: int | None = None) -> list[Table]:
-    """Titanic, diabetes and iris; the first `count`."""
+def targets(count: int | None = None, tested: int = 300) -> list[Table]:
+    """Titanic, diabetes and iris; the first `count`, each with a third of its rows to test on, at most `tested`."""
     from sklearn.datasets import load_iris
 
     iris: Any = load_iris()
@@ -103,7 +103,7 @@ def targets(count: int | None = None) -> list[Table]:
         rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
         _, labels = np.unique([str(r["target"]) for r in rows], return_inverse=True)
         plain = [{k: v for k, v in r.items() if k != "target"} for r in rows]
-        made.append(Table(name, plain, labels, min(_TESTED, len(rows) // 3)))
+        made.append(Table(name, plain, labels, min(tested, len(rows) // 3)))
     return made
 
 
@@ -115,8 +115,10 @@ def run(budget: float = common.FULL) -> Finding:
         raise MissingExtra("tabular", "scikit-learn") from error
     clock = common.Clock(budget)
     seeds = clock.seeds()
-    others = [read(*source, limit=clock.size(4000, 40)) for source in _OTHERS[: 2 if clock.short else None]]
-    tables = targets(1 if clock.short else None)
+    others = [
+        read(*source, limit=clock.size(4000, 40)) for source in (_OTHERS[-2:] if clock.short else _OTHERS)
+    ]
+    tables = targets(1, 60) if clock.short else targets()
     sizes = list(_SIZES)[: 2 if clock.short else None]
     share, before = _plan(clock, others, tables, sizes, len(seeds))
     scores: dict[tuple[str, str], list[float]] = {}
@@ -274,7 +276,7 @@ def _conclude(
         baseline=_SCRATCH,
         settings={
             "model": "2 layers, width 64, 4 heads; vocabulary of 2,048 pieces (from scratch: the table's own)",
-            "pre-trained on": {name: len(rows) for (_, name, _), rows in zip(_OTHERS, others)},
+            "pre-trained on": {name: len(r) for (_, name, _), r in zip(_OTHERS[-len(others) :], others)},
             "updates of pre-training": steps,
             "updates of learning": {str(k or "all"): max(1, round(v * share)) for k, v in _SIZES.items()},
             "batch": _BATCH,

@@ -24,8 +24,12 @@ def without_unfold() -> Iterator[None]:
 
     OpenVINO 2026.4 cannot convert one whose dimension is counted from the end, as in PatchTST and PatchTSMixer.
     """
+    outer = vars(torch.Tensor).get("unfold")  # one call may stand within another
     torch.Tensor.unfold = gathered  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        del torch.Tensor.unfold  # the one of its base class shows again
+        if outer is None:
+            del torch.Tensor.unfold  # the one of its base class shows again
+        else:
+            torch.Tensor.unfold = outer  # type: ignore[method-assign, assignment]

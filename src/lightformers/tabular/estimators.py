@@ -15,9 +15,9 @@ from sklearn.utils.validation import check_is_fitted
 
 from lightformers.bundle import Bundle, load
 from lightformers.errors import DataError, ModelError
-from lightformers.processors.schema import Schema
+from lightformers.processors.schema import Schema, missing
 from lightformers.tabular import learners
-from lightformers.tabular.rows import Table, TableError, read
+from lightformers.tabular.rows import Table, TableError, cell, read
 from lightformers.tasks.tabular import class_name
 
 
@@ -171,7 +171,7 @@ def _targets(estimator: Any, y: Any, table: Table) -> NDArray[Any]:
     y = column_or_1d(y, warn=True)
     if np.iscomplexobj(y):
         raise ValueError("Complex data not supported")
-    absent = [v is None or v != v for v in y.tolist()] if y.dtype == object else []
+    absent = [missing(cell(v)) for v in y.tolist()] if y.dtype == object else []
     if any(absent):
         raise TableError(f"Input y contains NaN: the target of row {absent.index(True)} is missing")
     assert_all_finite(y, input_name="y", estimator_name=type(estimator).__name__)

@@ -94,7 +94,7 @@ def label(bundle: Bundle, names: Sequence[str]) -> None:
 
 
 def note(bundle: Bundle, schema: Schema, columns: Mapping[str, Any], units: tuple[float, float]) -> None:
-    """Writes into the model's configuration what an estimator needs to come back: see `Record`."""
+    """Writes into the model's configuration what an estimator needs to come back: what `noted` reads."""
     config: Any = bundle.model.config
     mean, deviation = units
     own_mean, own_deviation = getattr(config, "target_units", None) or (0.0, 1.0)

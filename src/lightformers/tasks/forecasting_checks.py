@@ -143,7 +143,8 @@ def _made_for(task: Forecasting, model: Any, config: Any) -> SeriesProcessor:
             f"the series has missing values, and a {type(model).__name__} takes no past_observed_mask: fill them first"
         )
     marks, known = (bool(getattr(config, name, None)) for name in ("num_time_features", "known_channels"))
-    return task.processor(marks=marks, known=known)
+    coded = bool(getattr(config, "resolution_prefix", False))
+    return task.processor(marks=marks, known=known, coded=coded)
 
 
 def _same(task: Forecasting, held: SeriesProcessor) -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from lightformers.bundle import Batch
 from lightformers.errors import DataError, UserError
 from lightformers.processors import word_pieces
-from lightformers.processors.schema import Row
+from lightformers.processors.schema import Row, marked, missing
 from lightformers.processors.unitabe import RECOVER, Cell, UniTabEProcessor, padded
 
 MASKING, CONTRAST = "masking", "contrast"
@@ -95,14 +95,11 @@ class Corpus:
         if not any(self._weights.values()) or self.size < 2 or self.partitions < 2:
             raise UserError("pre-training needs an objective, batches of two rows and two parts or more")
         self._cells: dict[tuple[int, int], list[Cell]] = {}
-        self._rows = [[r for r, row in enumerate(rows) if self._filled(row)] for rows in self.tables]
+        self._rows = [[r for r, row in enumerate(rows) if _filled(row)] for rows in self.tables]
         if not any(self._rows):
             raise DataError("no table has a row with a value")
         share = np.sqrt([len(rows) for rows in self._rows])
         self._shares = share / share.sum()
-
-    def _filled(self, row: Row) -> bool:
-        return bool(row) and any(not cell.missing for cell in self.processor.cells(row))
 
     def batch(self, position: int) -> Batch:
         drawn = np.random.default_rng((self.seed, position))
@@ -144,6 +141,10 @@ class Corpus:
             for cells in rows
         ]
         return Batch(self.processor.pad_encoded(views)[0], {})
+
+
+def _filled(row: Row) -> bool:
+    return any(not missing(cell) and not marked(cell) for cell in row.values())
 
 
 def objective(module: Any, batch: Batch) -> Tensor:

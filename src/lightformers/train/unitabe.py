@@ -214,6 +214,7 @@ def _answering(
 
 @torch.no_grad()
 def _mean_loss(bundle: Bundle, loss: Loss, held: Sequence[Any], size: int = 256) -> float:
-    model = bundle.model.eval()
+    model: Any = bundle.model.eval()
     cuts = [held[i : i + size] for i in range(0, len(held), size)]
-    return sum(float(loss(model, bundle.pad(cut).to(model.device))) * len(cut) for cut in cuts) / len(held)
+    losses = [float(loss(model, bundle.pad(cut).to(model.device))) * len(cut) for cut in cuts]
+    return sum(losses) / len(held)

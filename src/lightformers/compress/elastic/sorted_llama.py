@@ -40,7 +40,8 @@ class SortedLlama:
     blocks can be trained, an exit being whatever that model does after its last block; without labels the exits learn
     the outputs of the run's teacher. The logits of all exits are held in memory at once in "sum".
 
-    To draft with an exit and verify with the whole, transformers has `generate(assistant_early_exit=n)`.
+    To draft with an exit and verify with the whole, transformers has `generate(assistant_early_exit=n)`; to let every
+    token leave at the first exit that is sure, there is `confident.ConfidentExits`.
     """
 
     exits: tuple[int, ...] | None = None

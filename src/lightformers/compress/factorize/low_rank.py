@@ -14,6 +14,7 @@ from lightformers.bundle import Bundle
 from lightformers.compress import calibration
 from lightformers.compress.layers import WHERE, input_of, linears
 from lightformers.errors import ModelError, UserError
+from lightformers.memory import release
 from lightformers.parts.low_rank import LowRankLinear, break_even
 from lightformers.steps import Run, Stage
 
@@ -25,7 +26,7 @@ def factors(weight: Tensor, rank: int, gram: Tensor | None = None) -> tuple[Tens
     error on data, by decomposing W L with gram = L L^T (SVD-LLM, Wang et al., 2024, arXiv 2403.07378).
     """
     matrix = weight.double()
-    lower = None if gram is None else _root(gram.to(weight.device).double())
+    lower = None if gram is None else _root(gram.to(weight.device, torch.float64, copy=True))
     u, s, v = torch.linalg.svd(matrix if lower is None else matrix @ lower, full_matrices=False)
     u, s, v = u[:, :rank], s[:rank], v[:rank]
     if lower is not None:
@@ -35,16 +36,19 @@ def factors(weight: Tensor, rank: int, gram: Tensor | None = None) -> tuple[Tens
 
 
 def _root(gram: Tensor) -> Tensor:
-    """Lower Cholesky factor; directions the data never takes are given a little weight, so that it exists."""
-    size = float(gram.diagonal().mean())
-    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    if size <= 0:
-        return identity
-    for ridge in (1e-4, 1e-3, 1e-2):
-        lower, failed = torch.linalg.cholesky_ex(gram + ridge * size * identity)
+    """Lower Cholesky factor; directions the data never takes are given a little weight, so that it exists.
+
+    gram is written to: it is the largest thing that a step of this kind holds, so there is no second one.
+    """
+    own = gram.diagonal().clone()
+    size = float(own.mean())
+    for ridge in (1e-4, 1e-3, 1e-2) if size > 0 else ():
+        gram.diagonal().copy_(own + ridge * size)
+        lower, failed = torch.linalg.cholesky_ex(gram)
         if not int(failed):
             return lower
-    return identity * math.sqrt(size)
+    identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    return identity * math.sqrt(size) if size > 0 else identity
 
 
 @dataclass(frozen=True)
@@ -96,10 +100,15 @@ class LowRank:
         if self.weighted:
             source = input_of(found)
             wanted = [source[p] for p in pays]
+            groups = calibration.moment_groups(bundle, wanted)
             for shared, inputs in calibration.second_moments(bundle, task, wanted, self.examples, run):
                 gram = inputs.gram
+                if len(groups) > 1:
+                    inputs.products = None  # remembered by nobody
                 for path in (p for p in pays if source[p] == shared):
                     factorize(path, gram)
+                del gram
+                release()
         else:
             for path in pays:
                 factorize(path, None)

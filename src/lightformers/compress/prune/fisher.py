@@ -20,6 +20,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress import calibration
 from lightformers.errors import DataError, UserError
+from lightformers.memory import release
 from lightformers.runners.named import named, plain_arguments
 from lightformers.steps import Run
 
@@ -117,6 +118,8 @@ def estimate(
         if number % _CHUNK == 0:
             add()
     add()
+    waiting.clear()
+    release()  # what the forward and backward passes left
     return {p: inverse(totals.pop(p), count, damp) for p in list(totals)}
 
 

@@ -19,6 +19,7 @@ from lightformers.bundle import Bundle
 from lightformers.compress import calibration
 from lightformers.compress.layers import input_of
 from lightformers.errors import ModelError
+from lightformers.memory import release
 from lightformers.steps import Run
 
 
@@ -79,6 +80,7 @@ def measure(bundle: Bundle, task: Any, run: Run, examples: int) -> Importance:
         for batch in calibration.batches(bundle, chosen):
             current[0] = batch.inputs.get("attention_mask")
             module(**batch.inputs)
+    release()
     scores = {path: total.sqrt().cpu() for path, total in squares.items()}
     if missing := sorted({*written, *readers} - scores.keys()):
         raise ModelError(f"the calibration examples never reach {missing[0]}: is it part of the model?")

@@ -12,6 +12,7 @@ from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress import calibration
 from lightformers.compress.prune.scores import output_distance
+from lightformers.memory import release
 from lightformers.steps import Run
 
 #: Rows of an output (tokens of a language model) that are compared per batch: logits of all would not fit.
@@ -53,6 +54,7 @@ def removal_order(
                         new, _ = rows(module(**batch.inputs), batch)
                     distance[i] += output_distance(new, reference, distribution) * len(reference)
             order.append(min(distance, key=lambda i: (distance[i], i)))
+            release()
     return order[:count]
 
 
@@ -78,10 +80,9 @@ def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
     for name in (
         "prediction",
         "prediction_outputs",
-    ):  # (windows, horizon, channels): a window's forecast is one row
+    ):  # of a window or a table's row: a number or more, one row
         if isinstance(value := fields.get(name), Tensor):
-            value = value.flatten(1)
-            return value[:: -(-len(value) // _ROWS)].float().clone(), False
+            return value.reshape(len(value), -1).float().clone(), False
     for name, distribution in (("embedding", False), ("logits", True), ("last_hidden_state", False)):
         if isinstance(value := fields.get(name), Tensor):
             rows = calibration.real_tokens(value, batch.inputs.get("attention_mask"))
@@ -96,12 +97,14 @@ def _pass(
 ) -> tuple[Any, dict[int, Tensor]]:
     """Outputs without the blocks in `gone`, and what enters each block (none if blocks hand on more than states)."""
     states: dict[int, Tensor] = {}
+    again: set[int] = set()  # blocks that are run more than once: of what enters them only the last is known
     plain = True
 
     def watch(index: int) -> Callable[..., None]:
         def hook(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            again.update({index} & states.keys())
             nonlocal plain
-            plain = plain and isinstance(output, Tensor) and index not in states  # a model may run them again
+            plain = plain and isinstance(output, Tensor)
             states[index] = anatomy.entering(args, kwargs)
 
         return hook
@@ -110,7 +113,7 @@ def _pass(
         for i, block in enumerate(modules):
             stack.callback(block.register_forward_hook(watch(i), with_kwargs=True).remove)
         outputs = module(**batch.inputs)
-    return outputs, states if plain else {}
+    return outputs, states if plain and not again else {}
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
 from typing import Any, ClassVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightformers import anatomy
 from lightformers.bundle import Bundle
@@ -93,7 +94,9 @@ class Minitron:
         """Raises ModelError where a family cannot be cut so, and where no shape meets the target."""
         if self.target is None:
             # a cut may fail at its last axis: what is edited is only kept when all of it went well
-            trial = cut(bundle.copy(), task, run, self.shape, measure(bundle, task, run, self.examples), self)
+            trial = cut(
+                _sharing(bundle), task, run, self.shape, measure(bundle, task, run, self.examples), self
+            )
         else:
             trial = self._search(bundle, task, run, measure(bundle, task, run, self.examples))
         bundle.model, bundle.origin = trial.model, trial.origin
@@ -115,7 +118,7 @@ class Minitron:
 
         found: list[tuple[float, Shape]] = []
         for shape in shapes:
-            found.append((distance(cut(bundle.copy(), task, run, shape, known, self)), shape))
+            found.append((distance(cut(_sharing(bundle), task, run, shape, known, self)), shape))
         found.sort(key=lambda item: item[0])
         finalists = [shape for _, shape in found[: self.candidates if self.trial else 1]]
         tried = []
@@ -125,7 +128,7 @@ class Minitron:
             tried.append(distance(trained))
         # the winner starts its real training from the cut, not from its trial
         winner = finalists[tried.index(min(tried))] if tried else finalists[0]
-        return cut(bundle.copy(), task, run, winner, known, self)
+        return cut(_sharing(bundle), task, run, winner, known, self)
 
     def shapes(self, bundle: Bundle, known: Importance) -> Iterator[Shape]:
         """All shapes that this model can be cut to within `TOLERANCE` of the target, counted without weights."""
@@ -161,10 +164,20 @@ class Minitron:
 
 
 def _without_weights(bundle: Bundle) -> Bundle:
-    model: Any = bundle.copy().model.to("meta")
-    if hasattr(model, "tie_weights"):
-        model.tie_weights()  # what is tied is not after a move to meta
-    return replace(bundle, model=model)
+    """A copy that can be cut and counted, and takes no memory."""
+    return _copied(bundle, lambda tensor: tensor.detach().to("meta"))
+
+
+def _sharing(bundle: Bundle) -> Bundle:
+    """A copy on the same weights, to be cut: cuts make tensors of their own and leave those that they cut as they are."""
+    return _copied(bundle, lambda tensor: tensor.detach())
+
+
+def _copied(bundle: Bundle, of: Callable[[Tensor], Tensor]) -> Bundle:
+    model = bundle.model
+    made: dict[int, Any] = {id(p): nn.Parameter(of(p), p.requires_grad) for p in model.parameters()}
+    made |= {id(b): of(b) for b in model.buffers()}
+    return replace(bundle, model=copy.deepcopy(model, made), history=list(bundle.history))
 
 
 def cut(bundle: Bundle, task: Any, run: Run, shape: Shape, known: Importance, step: Minitron) -> Bundle:

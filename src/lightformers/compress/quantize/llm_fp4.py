@@ -216,6 +216,7 @@ class FloatQuantize:
         seen = None
         if self.looks_at_data:
             seen = observe(bundle, task, paths, lambda: Rows(self.rows, run.seed), self.examples, run)
+            release()
         new: dict[str, nn.Module] = {}
         with torch.no_grad():
             for path, (weight, bias) in held.items():
@@ -274,7 +275,9 @@ class FloatQuantize:
         assert best is not None
         _, form, bias = best
         step = torch.where(torch.isfinite(bias), step_of(bias, form), torch.ones_like(bias)).reshape(1, 1)
-        levels = torch.empty_like(flat)
+        release()
+        # whole numbers: small ones in a byte each, until they are packed
+        levels = torch.empty_like(flat, dtype=torch.int8 if form.max < 128 else torch.float32)
         for rows, place in zip(
             flat.split(_SAMPLE), levels.split(_SAMPLE)
         ):  # what rounding takes is several times as large

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightformers.errors import UserError
-from lightformers.models.forecasting.initial import as_torch_starts
+from lightformers.models.forecasting.initial import drawn_as_torch
 from lightformers.models.forecasting.output import Forecast, check_past
 from lightformers.models.registry import register
 from lightformers.parts.encoder_layer import EncoderLayer
@@ -126,17 +126,14 @@ class GPHT(PreTrainedModel):
     main_input_name = "past_values"
     _no_split_modules = ["EncoderLayer"]
     _supports_sdpa = True
+    _init_weights = drawn_as_torch
     config: Any
 
     def __init__(self, config: GPHTConfig) -> None:
         super().__init__(config)
         self.stages = nn.ModuleList(Stage(config, rate) for rate in config.pooling)
-        self._without_values = self.stages[0].head.weight.is_meta
+        self._without_values = next(self.parameters()).is_meta
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            as_torch_starts(module)
 
     def forward(
         self,

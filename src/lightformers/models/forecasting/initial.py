@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
@@ -30,3 +31,10 @@ def as_torch_starts(module: nn.Module) -> None:
         if isinstance(module, nn.BatchNorm1d):
             initialization.zeros_(module.running_mean)
             initialization.ones_(module.running_var)
+
+
+def drawn_as_torch(self: Any, module: nn.Module) -> None:
+    """`_init_weights` of a model whose parts draw their own values: `as_torch_starts` where it was built without memory
+    for values, which it notes as `_without_values` before `post_init`."""
+    if self._without_values:
+        as_torch_starts(module)

@@ -9,22 +9,22 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from lightformers.errors import UserError
-from lightformers.models.forecasting.initial import as_torch_starts
+from lightformers.models.forecasting.initial import drawn_as_torch
 from lightformers.models.forecasting.output import Forecast, check_past
 from lightformers.models.registry import register
 from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.parts.series import Window
 
 ATTENTIONS = ("softmax", "identity")
-#: How the official scripts train on ETTh1, by horizon: the preset, and fields of `train.forecasting.Epochs`. (The official
-#: loop halves the rate from the third epoch on, the first two have the same.)
+#: How the official scripts train on ETTh1, by horizon: preset, window, and fields of `train.forecasting.Epochs`. (The
+#: official loop halves the rate from the third epoch on, the first two have the same.)
 RECIPE: dict[int, dict[str, Any]] = {
     horizon: {
-        "preset": f"itransformer-etth1-{horizon}",
-        "epochs": {"epochs": 10, "patience": 3, "batch": 32, "lr": 1e-4, "schedule": "halve"},
+        "preset": f"itransformer-etth1-{horizon}", "context": 96, "epochs": 10, "patience": 3, "batch": 32, "lr": 1e-4,
+        "schedule": "halve", "dropout": True,
     }
     for horizon in (96, 192, 336, 720)
-}
+}  # fmt: skip
 
 
 class ITransformerConfig(PretrainedConfig):
@@ -90,6 +90,7 @@ class ITransformer(PreTrainedModel):
     main_input_name = "past_values"
     _no_split_modules = ["EncoderLayer"]
     _supports_sdpa = True
+    _init_weights = drawn_as_torch
     config: Any
 
     def __init__(self, config: ITransformerConfig) -> None:
@@ -106,10 +107,6 @@ class ITransformer(PreTrainedModel):
         self.projector = nn.Linear(config.hidden_size, config.prediction_length)
         self._without_values = self.embedding.weight.is_meta
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            as_torch_starts(module)
 
     def forward(
         self,

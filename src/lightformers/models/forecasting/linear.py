@@ -19,13 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightformers.errors import UserError
 from lightformers.models.forecasting.output import Forecast, check_past
 from lightformers.models.registry import register
+from lightformers.parts.decomposition import moving_average
 from lightformers.parts.series import Window
-
-
-def moving_average(x: Tensor, kernel: int) -> Tensor:
-    """(batch, length, channels) -> the same shape: the mean of `kernel` (odd) steps around each, the ends repeated."""
-    padded = F.pad(x.transpose(1, 2), ((kernel - 1) // 2,) * 2, mode="replicate")
-    return F.avg_pool1d(padded, kernel, stride=1).transpose(1, 2)
 
 
 class LinearForecasterConfig(PretrainedConfig):

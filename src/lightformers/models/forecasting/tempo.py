@@ -12,7 +12,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from lightformers.errors import UserError
 from lightformers.models.forecasting import frozen_decoder
 from lightformers.models.forecasting.output import Forecast, check_past
-from lightformers.models.language.layers import draw
+from lightformers.models.language.layers import drawn
 from lightformers.models.registry import register
 from lightformers.parts import lora
 from lightformers.parts.decomposition import COMPONENTS, Decomposition, decomposition_error
@@ -126,6 +126,7 @@ class Tempo(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "past_values"
     _supports_sdpa = True
+    _init_weights = drawn
     config: TempoConfig
 
     def __init__(self, config: TempoConfig) -> None:
@@ -176,11 +177,6 @@ class Tempo(PreTrainedModel):
     def freeze(self) -> None:
         """Lets of the language model only that be trained which the configuration names."""
         frozen_decoder.freeze(self.language_model, self.config.tune_norms, self.config.tune_positions)
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            draw(module, 0.02)
 
     def initialize_weights(self) -> None:
         """Called by transformers when it has loaded: parameters are new ones then, all of them to be trained."""

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lightformers.errors import UserError
 from lightformers.kernels.dropout import dropout
-from lightformers.models.forecasting.initial import as_torch_starts
+from lightformers.models.forecasting.initial import drawn_as_torch
 from lightformers.models.forecasting.output import Forecast
 from lightformers.models.forecasting.scale import scaled, squared_error
 from lightformers.models.forecasting.ttm_config import LEAST, TinyTimeMixerConfig
@@ -94,6 +94,7 @@ class TinyTimeMixer(PreTrainedModel):
     base_model_prefix = ""
     main_input_name = "past_values"
     _no_split_modules = ["MixerBlock"]
+    _init_weights = drawn_as_torch
     config: Any
 
     def __init__(self, config: TinyTimeMixerConfig) -> None:
@@ -119,10 +120,6 @@ class TinyTimeMixer(PreTrainedModel):
         )
         self._without_values = self.head.weight.is_meta
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            as_torch_starts(module)
 
     def forward(
         self,

@@ -12,7 +12,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from lightformers.errors import UserError
-from lightformers.models.language.layers import NORMS, build, checked, complete, draw, norm
+from lightformers.models.language.layers import NORMS, build, checked, completed, drawn, norm
 from lightformers.models.language.states import States
 from lightformers.models.registry import register
 from lightformers.parts.bit_linear import BitLinear
@@ -107,6 +107,8 @@ class Decoder(PreTrainedModel, GenerationMixin):
     _tied_weights_keys = {"head.weight": "embedding.weight"}
     _is_stateful = True  # transformers then refuses assisted decoding
     _supports_sdpa = True
+    _init_weights = drawn
+    initialize_weights = completed
     config: DecoderConfig
     embedding: Any  # may be exchanged for other tables and heads
     head: Any
@@ -128,17 +130,6 @@ class Decoder(PreTrainedModel, GenerationMixin):
         # transformers builds on the meta device when it loads: only then values are given afterwards
         self._without_values = self.embedding.weight.is_meta
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            draw(module, self.config.initializer_range)
-
-    def initialize_weights(self) -> None:
-        """Values for what a checkpoint did not hold; called by transformers."""
-        super().initialize_weights()
-        if self._without_values:
-            complete(self)
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling, SequenceClassifierOutput
 
 from lightformers.errors import UserError
-from lightformers.models.language.layers import NORMS, build, checked, complete, draw, norm
+from lightformers.models.language.layers import NORMS, build, checked, completed, drawn, norm
 from lightformers.models.registry import register
 from lightformers.parts.positions import sinusoids
 
@@ -86,6 +86,8 @@ class Encoder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]
     _supports_sdpa = True
+    _init_weights = drawn
+    initialize_weights = completed
     embedding: Any  # may be exchanged for another table
 
     def __init__(self, config: EncoderConfig) -> None:
@@ -101,17 +103,6 @@ class Encoder(PreTrainedModel):
             nn.init.normal_(self.positions.weight, std=config.initializer_range)
         self._without_values = self.embedding.weight.is_meta
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            draw(module, self.config.initializer_range)
-
-    def initialize_weights(self) -> None:
-        """Values for what a checkpoint did not hold; called by transformers."""
-        super().initialize_weights()
-        if self._without_values:
-            complete(self)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embedding
@@ -181,6 +172,8 @@ class EncoderForSequenceClassification(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]
     _supports_sdpa = True
+    _init_weights = drawn
+    initialize_weights = completed
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__(config)
@@ -193,17 +186,6 @@ class EncoderForSequenceClassification(PreTrainedModel):
             nn.init.zeros_(made.bias)
         self._without_values = self.dense.weight.is_meta
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            draw(module, self.config.initializer_range)
-
-    def initialize_weights(self) -> None:
-        """Values for what a checkpoint did not hold; called by transformers."""
-        super().initialize_weights()
-        if self._without_values:
-            complete(self)
 
     def forward(
         self,

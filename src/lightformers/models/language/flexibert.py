@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from lightformers.errors import UserError
+from lightformers.models import plain
 from lightformers.parts.mixers.mixed import MixedAttention
 from lightformers.parts.mixers.multiplicative import MultiplicativeAttention
 from lightformers.parts.mixers.spectral import SpectralMixer
@@ -161,7 +163,7 @@ class FlexiBERT(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: FlexiBERTConfig) -> None:
         super().__init__()
         if isinstance(config, Mapping):  # as huggingface_hub reads it from disk
-            config = FlexiBERTConfig(**config)
+            config = FlexiBERTConfig(**plain.fields(config))
         self.config = config
         width = config.layers[0].width
         self.words = nn.Embedding(config.words, width, padding_idx=config.padding)
@@ -173,6 +175,9 @@ class FlexiBERT(nn.Module, PyTorchModelHubMixin):
         self.blocks = nn.ModuleList(Block(x, wide, config) for x, wide in zip(config.layers, following))
         self.pooler = nn.Linear(self.width, self.width) if config.pooler else None
         self.apply(initialize)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        plain.write(self, save_directory, asdict(self.config))
 
     @property
     def width(self) -> int:
@@ -207,7 +212,7 @@ class FlexiBERTForMaskedLM(nn.Module, PyTorchModelHubMixin):
     def __init__(self, config: FlexiBERTConfig) -> None:
         super().__init__()
         if isinstance(config, Mapping):
-            config = FlexiBERTConfig(**config)
+            config = FlexiBERTConfig(**plain.fields(config))
         self.config = replace(config, pooler=False)  # nothing would train one
         self.encoder = FlexiBERT(self.config)
         width = self.config.layers[0].width
@@ -215,6 +220,9 @@ class FlexiBERTForMaskedLM(nn.Module, PyTorchModelHubMixin):
         self.norm = nn.LayerNorm(width, eps=self.config.eps)
         self.bias = nn.Parameter(torch.zeros(self.config.words))
         initialize(self.map)
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        plain.write(self, save_directory, asdict(self.config))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None) -> dict[str, Tensor]:  # fmt: skip
         x = self.encoder(input_ids, attention_mask, token_type_ids).last_hidden_state

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import initialization
+from transformers import PreTrainedModel, initialization
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from lightformers.errors import UserError
@@ -199,6 +199,21 @@ def complete(model: nn.Module) -> None:
             for key, value in _values(part).items():
                 if _absent(value):
                     value.copy_(fresh[key])
+
+
+@torch.no_grad()
+def drawn(self: Any, module: nn.Module) -> None:
+    """`_init_weights` of a model whose parts draw their own values, and of which a checkpoint may hold only some: `draw`
+    where it was built without memory for values, which it notes as `_without_values` before `post_init`."""
+    if self._without_values:
+        draw(module, getattr(self.config, "initializer_range", 0.02))
+
+
+def completed(self: Any) -> None:
+    """`initialize_weights` of a model with `Layer`s: values for what a checkpoint did not hold; called by transformers."""
+    PreTrainedModel.initialize_weights(self)
+    if self._without_values:
+        complete(self)
 
 
 def _values(part: nn.Module) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lightformers.errors import UserError
-from lightformers.models.language.layers import NORMS, build, checked, complete, draw, norm
+from lightformers.models.language.layers import NORMS, build, checked, completed, drawn, norm
 from lightformers.models.registry import register
 
 TASKS = ("tabular-classification", "tabular-regression")
@@ -129,6 +129,8 @@ class RowTransformer(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["Layer"]
     _supports_sdpa = True
+    _init_weights = drawn
+    initialize_weights = completed
 
     def __init__(self, config: RowTransformerConfig) -> None:
         super().__init__(config)
@@ -143,17 +145,6 @@ class RowTransformer(PreTrainedModel):
         nn.init.zeros_(self.out.bias)
         self._without_values = self.out.weight.is_meta
         self.post_init()
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            draw(module, self.config.initializer_range)
-
-    def initialize_weights(self) -> None:
-        """Values for what a checkpoint did not hold; called by transformers."""
-        super().initialize_weights()
-        if self._without_values:
-            complete(self)
 
     def forward(
         self, numbers: Tensor | None = None, seen: Tensor | None = None, categories: Tensor | None = None

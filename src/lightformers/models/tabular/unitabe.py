@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from lightformers.errors import UserError
-from lightformers.models.language.layers import draw
+from lightformers.models.language.layers import drawn
 from lightformers.models.registry import register
 from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.parts.numerals import read
@@ -94,7 +94,12 @@ class UniTabEConfig(PretrainedConfig):
         self.otherwise, self.target_units = float(otherwise), list(map(float, target_units))
         if task == CLASSES and "id2label" not in options:
             options.setdefault("num_labels", len(self.label_ids))
-        super().__init__(pad_token_id=pad_token_id, bos_token_id=bos_token_id, eos_token_id=eos_token_id, **options)  # fmt: skip
+        special: Any = {
+            "pad_token_id": pad_token_id,
+            "bos_token_id": bos_token_id,
+            "eos_token_id": eos_token_id,
+        }
+        super().__init__(**special, **options)
 
 
 @dataclass
@@ -133,6 +138,7 @@ class UniTabE(PreTrainedModel):
     main_input_name = "input_ids"
     _no_split_modules = ["EncoderLayer"]
     _supports_sdpa = True
+    _init_weights = drawn
 
     def __init__(self, config: UniTabEConfig) -> None:
         super().__init__(config)
@@ -149,15 +155,10 @@ class UniTabE(PreTrainedModel):
         self._without_values = self.first.is_meta
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if self._without_values:
-            draw(module, 0.02)
-
     def get_input_embeddings(self) -> nn.Module:
         return self.unit.words
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.unit.words = value
 
     def encode(

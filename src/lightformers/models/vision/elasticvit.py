@@ -14,6 +14,8 @@ largest network has 37,435,406 parameters where the released one has 40,488,174:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightformers.errors import ModelError, UserError
+from lightformers.models import plain
 from lightformers.models.vision.elasticvit_blocks import AttentionStage, ConvStage
 from lightformers.models.vision.elasticvit_cost import flops
 from lightformers.models.vision.elasticvit_space import Architecture, ElasticViTSpace, Stage
@@ -99,6 +102,9 @@ class ElasticViTModel(nn.Module, PyTorchModelHubMixin, library_name="lightformer
         self.features = ElasticLinear(space.expansion * width, space.features)
         self.classifier = ElasticLinear(space.features, space.classes)
 
+    def _save_pretrained(self, save_directory: Path) -> None:
+        plain.write(self, save_directory, {"space": self.space.to_dict(), "whole": self.whole.to_dict()})
+
     def forward(self, pixel_values: Tensor, arch: Architecture | None = None) -> dict[str, Tensor]:
         """arch: the sub-network to run; None: the whole network."""
         if arch is None:
@@ -145,9 +151,26 @@ class ElasticViTModel(nn.Module, PyTorchModelHubMixin, library_name="lightformer
 
 def create(name: str, classes: int = 1000, seed: int = 0) -> ElasticViTModel:
     """A network by its name, with random weights: "elasticvit" (the super-network) or one of `ARCHITECTURES`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return _made(name, classes)
+
+
+def _made(name: str, classes: int) -> ElasticViTModel:
     if name != "elasticvit" and name not in ARCHITECTURES:
         raise UserError(f"unknown network {name!r}; there are elasticvit, {', '.join(ARCHITECTURES)}")
     space = ElasticViTSpace.from_dict({**PAPER.to_dict(), "classes": classes})
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return ElasticViTModel(space, ARCHITECTURES.get(name))
+    return ElasticViTModel(space, ARCHITECTURES.get(name))
+
+
+@dataclass(frozen=True)
+class ElasticViTConfig:
+    """For `lightformers.create_model`. network: "elasticvit" or one of `ARCHITECTURES`. classes: of its head."""
+
+    network: str = "elasticvit"
+    classes: int = 1000
+
+
+def of_config(config: ElasticViTConfig) -> ElasticViTModel:
+    """A network by its name, with weights that torch's own seed decides."""
+    return _made(config.network, config.classes)
