@@ -15,6 +15,8 @@ from lightformers.export import huggingface
 from lightformers.models.tabular.tabdpt import TabDPT, TabDPTConfig
 from lightformers.processors.schema import Column, Row, Schema
 from lightformers.processors.tabdpt import TabDPTProcessor
+from lightformers.runners import build
+from lightformers.steps import Deploy
 from lightformers.train.tabdpt import PACKAGED, learn
 
 
@@ -147,6 +149,17 @@ def test_a_saved_bundle_answers_alike(tmp_path: Path, context: int, classes: int
 
 def without_processor(bundle: lf.Bundle) -> lf.Bundle:
     return lf.Bundle(bundle.model, None, bundle.task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", ["openvino", "onnxruntime"])
+@pytest.mark.parametrize("options", [{}, {"context": 20, "neighbours": 9}])
+def test_every_runtime_answers_alike(runtime: str, options: dict[str, int]) -> None:
+    rows, asked = people(60), [{"row": r} for r in people(7, seed=4)]
+    bundle = learn(rows, labels(rows, 3), 3, Schema.of(rows), weights=model(), **options)  # type: ignore[arg-type]
+    runner = build(bundle, Deploy(runtime, "fp32", batch_size=3), asked)  # type: ignore[arg-type]
+    found = np.stack(runner(asked, lambda out, _: list(np.asarray(out["logits"]))))
+    np.testing.assert_allclose(found, logits(bundle, [e["row"] for e in asked]).numpy(), atol=1e-5)
 
 
 def test_predictions_of_numbers_are_in_their_units() -> None:

@@ -89,9 +89,10 @@ def convert(bundle: Bundle, path: Path, examples: Sequence[Example] | None = Non
     batch = example_batch(bundle, examples)
     module = Traceable(bundle.module(), list(batch.inputs))
     tensors = tuple(batch.inputs.values())
+    # Tokens move in length; the second axis of numbers may be columns that the weights fix, which only AUTO accepts.
+    move, may = torch.export.Dim.DYNAMIC, torch.export.Dim.AUTO
     shapes = tuple(
-        {0: torch.export.Dim.DYNAMIC, **({1: torch.export.Dim.DYNAMIC} if t.dim() == 2 else {})}
-        for t in tensors
+        {0: move, **({1: may if t.is_floating_point() else move} if t.dim() == 2 else {})} for t in tensors
     )
     training = [m for m in module.modules() if m.training]
     module.eval()

@@ -101,6 +101,11 @@ def moments(x: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (square / (count - 1).clamp(min=1)).sqrt()
 
 
+def _varies(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Whether a column varies by more than rounding: of one that does not, nothing may be magnified."""
+    return deviation > 1e-5 * (1 + mean.abs())
+
+
 def limits(x: Tensor) -> tuple[Tensor, Tensor]:
     """Where columns are clipped: four deviations from the mean, both once more without what lies farther out.
 
@@ -109,7 +114,7 @@ def limits(x: Tensor) -> tuple[Tensor, Tensor]:
     seen = ~x.isnan()
     whole = moments(x, seen)
     inner = moments(x, seen & ((x - whole[0]).abs() <= CLIP * whole[1]))
-    mean, deviation = (torch.where(inner[1] > 0, a, b) for a, b in zip(inner, whole))
+    mean, deviation = (torch.where(_varies(*inner), a, b) for a, b in zip(inner, whole))
     return mean - CLIP * deviation, mean + CLIP * deviation
 
 
@@ -118,7 +123,8 @@ def standardise(context: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     bounds = limits(context)
     every = [x.clamp(*bounds) for x in (context, *others)]
     mean, deviation = moments(every[0], ~context.isnan())
-    every = [(x - mean) / (deviation + 1e-6) for x in every]
+    scale = torch.where(_varies(mean, deviation), 1 / (deviation + 1e-6), 0.0)
+    every = [(x - mean) * scale for x in every]
     bounds = limits(every[0])
     return tuple(torch.where(x.isnan(), 0.0, x.clamp(*bounds)) for x in every)
 
@@ -225,7 +231,8 @@ class TabDPT(PreTrainedModel):
         and (batch, rows): columns in common units, padded with zeros; classes by number, or standardised targets.
         Raises UserError for an empty context and shapes that do not fit.
         """
-        _check(context_x, context_y, x, self.config)
+        if not torch.jit.is_tracing():
+            _check(context_x, context_y, x, self.config)
         if context_x.dim() == 2:
             context_x, context_y, x = context_x[None], context_y[None], x[None]
         else:
