@@ -82,7 +82,7 @@ class Classifier(ClassifierMixin, BaseEstimator):
     def from_bundle(cls, bundle: Bundle) -> Classifier:
         """A fitted estimator. Raises ModelError for a bundle of something else than classes of rows."""
         made, record = _from_bundle(cls(), bundle, "tabular-classification")
-        names = bundle.model.config.id2label  # type: ignore[union-attr]
+        names: Any = getattr(bundle.model.config, "id2label", {})
         found = record.get("classes") or [names[i] for i in sorted(names)]
         made.classes_ = np.array(found, dtype=np.dtype(record["dtype"]) if "dtype" in record else None)
         learners.label(made.bundle_, [class_name(c) or str(c) for c in found])

@@ -64,13 +64,14 @@ def learn(
     processor = TableProcessor.of([cast[i] for i in kept], schema)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = RowTransformer(
+        model: Any = RowTransformer(
             RowTransformerConfig(
                 len(processor.quantiles), processor.sizes, width, layers(width, depth, heads, dropout),
                 "tabular-regression" if regression else "tabular-classification", units, dropout=dropout / 2,
                 initializer_range=width**-0.5, num_labels=1 if classes is None else classes,
             )
-        ).to(device)  # fmt: skip
+        )  # fmt: skip
+    model.to(device)
     inputs, _ = processor.pad_encoded(processor.encode_examples([{"row": r} for r in cast]))
     size = batch or int(np.clip(len(kept) // 8, 16, 256))
     _train(

@@ -140,7 +140,7 @@ class RowTransformer(PreTrainedModel):
         self.layers = build(config.layers, width, config.norm, config.norm_eps, config.dropout)
         self.norm = norm(config.norm, width, config.norm_eps)
         self.regression = config.task == "tabular-regression"
-        self.out = nn.Linear(width, 1 if self.regression else config.num_labels)
+        self.out = nn.Linear(width, 1 if self.regression else int(config.num_labels or 2))
         nn.init.normal_(self.out.weight, std=std)
         nn.init.zeros_(self.out.bias)
         self._without_values = self.out.weight.is_meta
