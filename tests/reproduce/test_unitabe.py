@@ -8,7 +8,7 @@ import numpy as np
 from data_sets import needs
 
 from lightformers import reproduce
-from lightformers.reproduce import Finding, unitabe
+from lightformers.reproduce import Finding, labelled_tables, unitabe
 
 
 def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ def test_experiment_on_a_tiny_budget(tmp_path: Path) -> None:
 
 def test_rows_are_kept_apart() -> None:
     needs("tabular", "tabular2")
-    table = unitabe.targets(1)[0]
+    table = labelled_tables.targets(1)[0]
     for size in (32, 128, None):
         for seed in range(2):
             chosen, tested = table.parts(size, seed)

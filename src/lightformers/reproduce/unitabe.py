@@ -11,12 +11,9 @@ boosting ahead with all rows. The paper pre-trains on 13 billion rows.
 
 from __future__ import annotations
 
-import csv
 import functools
-import gzip
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,87 +22,27 @@ import torch
 from lightformers import reproduce
 from lightformers.bundle import Bundle
 from lightformers.errors import MissingExtra
-from lightformers.processors.schema import Row, Schema, number
+from lightformers.processors.schema import Row, Schema
 from lightformers.reproduce import common
 from lightformers.reproduce.finding import Finding
+from lightformers.reproduce.labelled_tables import LINEAR, TREES, Table, auc, peers, read, targets
 from lightformers.train.unitabe import learn, pretrain
 
 CLAIM = (
     "A table transformer that was pre-trained on tables with other columns classifies better than the same one from scratch "
     "when 32 rows are labelled, and keeps 95 % of its AUC when a fifth of the columns appears only at test time."
 )
-_PRE, _SCRATCH, _LINEAR, _TREES = "pre-trained", "from scratch", "logistic regression", "gradient boosting"
-_ARMS = (_PRE, _SCRATCH, _LINEAR, _TREES)
+_PRE, _SCRATCH = "pre-trained", "from scratch"
+_ARMS = (_PRE, _SCRATCH, LINEAR, TREES)
 #: What is pre-trained on: set, table, and what its target is called there.
 _OTHERS = (
     ("tabular", "adult_train", "income"), ("tabular2", "california_housing", "median_house_value"),
     ("tabular2", "diamonds_10k", "price"), ("tabular", "abalone", "rings"), ("tabular", "winequality_white", "quality"),
 )  # fmt: skip
-#: Labelled rows -> updates of a training on them; None: all (at most `_MOST`).
+#: Labelled rows -> updates of a training on them; None: all (at most `labelled_tables.MOST`).
 _SIZES: dict[int | None, int] = {32: 100, 128: 200, None: 300}
-#: The columns of the Pima Indians' diabetes table, which come without names, as UCI describes them.
-_DIABETES = ("pregnancies", "plasma glucose", "blood pressure", "skin fold", "insulin", "body mass index", "pedigree", "age")  # fmt: skip
-_MOST, _BATCH = 400, 32
+_BATCH = 32
 _PRETRAINING = 0.4  # of the time
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows, shuffled, with their classes; the first `tested` are for testing."""
-
-    name: str
-    rows: list[dict[str, Any]]
-    labels: np.ndarray
-    tested: int
-
-    @property
-    def classes(self) -> int:
-        return int(self.labels.max()) + 1
-
-    def parts(self, size: int | None, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of `size` training rows, of every class as many as its share, and those of the test rows."""
-        drawn = np.random.default_rng(seed)
-        order = drawn.permutation(np.arange(self.tested, len(self.rows)))[: None if size else _MOST]
-        size = min(size or len(order), len(order))
-        of_class = [order[self.labels[order] == c] for c in range(self.classes)]
-        counts = [max(1, round(size * len(rows) / len(order))) for rows in of_class]
-        chosen = np.concatenate([rows[:count] for rows, count in zip(of_class, counts)])
-        return drawn.permutation(chosen), np.arange(self.tested)
-
-
-def read(folder: str, name: str, target: str = "target", limit: int | None = None) -> list[dict[str, Any]]:
-    """The rows of a shared table, numbers as numbers, its target under another name."""
-    with gzip.open(reproduce.data(folder) / f"{name}.csv.gz", "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:limit]]
-    return [
-        {target if k == "target" else k: (number(v) if number(v) is not None else v or None) for k, v in row.items()}
-        for row in rows
-    ]  # fmt: skip
-
-
-def targets(count: int | None = None, tested: int = 300) -> list[Table]:
-    """Titanic, diabetes and iris; the first `count`, each with a third of its rows to test on, at most `tested`."""
-    from sklearn.datasets import load_iris
-
-    iris: Any = load_iris()
-    names = [str(name).removesuffix(" (cm)") for name in iris.feature_names]
-    found = {
-        "titanic": read("tabular2", "titanic"),
-        "diabetes": [
-            dict(zip((*_DIABETES, "target"), row.values())) for row in read("tabular", "pima_diabetes")
-        ],
-        "iris": [
-            {**dict(zip(names, map(float, x))), "target": int(y)} for x, y in zip(iris.data, iris.target)
-        ],
-    }
-    made = []
-    for name, rows in list(found.items())[:count]:
-        rows = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))]
-        _, labels = np.unique([str(r["target"]) for r in rows], return_inverse=True)
-        plain = [{k: v for k, v in r.items() if k != "target"} for r in rows]
-        made.append(Table(name, plain, labels, min(tested, len(rows) // 3)))
-    return made
 
 
 def run(budget: float = common.FULL) -> Finding:
@@ -224,43 +161,6 @@ def chances(bundle: Bundle, rows: Sequence[Row], size: int = 128) -> np.ndarray:
     return torch.cat(logits).double().softmax(-1).numpy()
 
 
-def auc(table: Table, tested: np.ndarray, found: np.ndarray) -> float:
-    """Area under the ROC curve; of several classes, the mean of each against the others."""
-    from sklearn.metrics import roc_auc_score
-
-    right = table.labels[tested]
-    return float(np.mean([roc_auc_score(right == c, found[:, c]) for c in range(min(table.classes, 2) - 1, table.classes)]))  # fmt: skip
-
-
-def peers(table: Table, chosen: np.ndarray, tested: np.ndarray, seed: int) -> dict[str, float]:
-    """The AUC of logistic regression and of gradient boosting; texts one-hot, missing numbers the median and marked."""
-    from sklearn.ensemble import HistGradientBoostingClassifier
-    from sklearn.feature_extraction import DictVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import MaxAbsScaler, StandardScaler
-
-    given = [table.rows[i] for i in chosen]
-    numeric = [n for n in table.rows[0] if not any(isinstance(r[n], str) for r in table.rows)]
-    known = {n: [r[n] for r in given if r[n] is not None] for n in numeric}
-    median = {n: float(np.median(v)) if v else 0.0 for n, v in known.items()}
-
-    def plain(row: Row) -> dict[str, Any]:
-        filled = {n: row[n] if row[n] is not None else median[n] for n in numeric}
-        marks = {f"{n} missing": 1.0 for n in row if row[n] is None}
-        return {**{k: v for k, v in row.items() if v is not None}, **filled, **marks}
-
-    found = {}
-    for arm, tail in (
-        (_LINEAR, [StandardScaler(), LogisticRegression(max_iter=1000)]),
-        (_TREES, [MaxAbsScaler(), HistGradientBoostingClassifier(min_samples_leaf=5, random_state=seed)]),
-    ):
-        model = make_pipeline(DictVectorizer(sparse=False), *tail)
-        model.fit([plain(r) for r in given], table.labels[chosen])
-        found[arm] = auc(table, tested, model.predict_proba([plain(table.rows[i]) for i in tested]))
-    return found
-
-
 def _conclude(
     clock: common.Clock, seeds: tuple[int, ...], scores: dict[tuple[str, str], list[float]], steps: list[int],
     others: Sequence[Any], tables: Sequence[Table], share: float,
@@ -272,7 +172,7 @@ def _conclude(
     ignorant = max(np.mean(scores[arm, few]) for arm in (_PRE, _SCRATCH)) < 0.6
     if ignorant:
         verdict = "inconclusive"
-    last = [c for a, c in scores if a == _TREES and c.startswith("AUC")][-1]
+    last = [c for a, c in scores if a == TREES and c.startswith("AUC")][-1]
     return reproduce.conclude(
         slug="unitabe",
         claim=CLAIM,
@@ -281,7 +181,7 @@ def _conclude(
             f"With 32 labelled rows pre-training gives {common.said(gained)} AUC over the same model from scratch; with columns "
             f"that appear at test time it keeps {np.mean(scores[_PRE, 'kept']):.1%} (from scratch "
             f"{np.mean(scores[_SCRATCH, 'kept']):.1%}). {last}: pre-trained {np.mean(scores[_PRE, last]):.3f}, gradient boosting "
-            f"{np.mean(scores[_TREES, last]):.3f}."
+            f"{np.mean(scores[TREES, last]):.3f}."
             + (" Neither has learnt anything with 32 rows: nothing follows." if ignorant else "")
         ),
         table=[reproduce.row(arm, **{c: v for (a, c), v in scores.items() if a == arm}) for arm in _ARMS],
