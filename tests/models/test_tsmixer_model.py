@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import PatchTSMixerConfig, PatchTSMixerForPrediction, PatchTSMixerForPretraining
+from transformers import PatchTSMixerConfig, PatchTSMixerForPrediction
+from tsmixer_world import SMALL, THEIRS, drawn, made, shaken
 
 import lightformers as lf
 from lightformers.bundle import Bundle
@@ -16,35 +16,9 @@ from lightformers.errors import UserError
 from lightformers.export import huggingface
 from lightformers.models.forecasting.tsmixer import TSMixer, TSMixerConfig
 from lightformers.models.forecasting.tsmixer_convert import from_transformers
-from lightformers.models.forecasting.tsmixer_pretraining import TSMixerForPretraining, draw_hidden
+from lightformers.models.forecasting.tsmixer_pretraining import TSMixerForPretraining
 from lightformers.parts.reconciliation import patch_sums
 from lightformers.processors.series import SeriesProcessor
-
-SMALL: dict[str, Any] = {
-    "context_length": 21, "prediction_length": 6, "patch_length": 4, "patch_stride": 3, "hidden_size": 10,
-    "num_hidden_layers": 2, "expansion_factor": 2, "dropout": 0.1, "head_dropout": 0.1, "num_input_channels": 3,
-}  # fmt: skip
-THEIRS: dict[str, Any] = {
-    "context_length": 21, "prediction_length": 6, "patch_length": 4, "patch_stride": 3, "d_model": 10, "num_layers": 2,
-    "expansion_factor": 2, "dropout": 0.1, "head_dropout": 0.1, "num_input_channels": 3,
-}  # fmt: skip
-
-
-def shaken(model: Any) -> Any:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return model
-
-
-def made(**fields: Any) -> TSMixer:
-    torch.manual_seed(0)
-    return shaken(TSMixer(TSMixerConfig(**{**SMALL, **fields}))).eval()
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("mode", ["common_channel", "mix_channel"])
@@ -93,24 +67,6 @@ def test_chosen_channels_of_transformers_are_channels_of_ours() -> None:
     past = 5 + drawn(2, 21, 3)
     found = from_transformers(theirs)(past_values=past).prediction
     assert (found[..., [0, 2]] - theirs(past_values=past).prediction_outputs).abs().max() < 1e-5
-
-
-@pytest.mark.parametrize("kind", ["random", "forecast"])
-def test_masked_pretraining_is_that_of_transformers(kind: str) -> None:
-    theirs = shaken(
-        PatchTSMixerForPretraining(
-            PatchTSMixerConfig(**THEIRS, mask_type=kind, random_mask_ratio=0.4, num_forecast_mask_patches=2)
-        )
-    ).eval()
-    ours = from_transformers(theirs)
-    past = drawn(5, 21, 3)
-    torch.manual_seed(3)
-    wanted = theirs(past_values=past)
-    torch.manual_seed(3)
-    found = ours(past_values=past)
-    assert (found.reconstruction - wanted.prediction_outputs).abs().max() < 1e-5
-    assert abs(found.loss - wanted.loss) < 1e-6
-    assert found.hidden.float().mean() == pytest.approx({"random": 3 / 6, "forecast": 2 / 6}[kind])
 
 
 def test_what_has_no_counterpart_is_refused() -> None:
@@ -212,47 +168,6 @@ def test_a_planted_link_between_channels_is_found_by_reconciliation() -> None:
             apart = model.eval()(past_values=past[500:]).prediction - future[500:]
         errors[mode] = float(apart[..., 1].square().mean())
     assert errors["hybrid"] < 0.3 * errors["common_channel"]
-
-
-def test_pretraining_hides_learns_and_becomes_a_forecaster(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    model = TSMixerForPretraining(TSMixerConfig(**{**SMALL, "dropout": 0.0, "head_dropout": 0.0}))
-    wave = torch.sin(torch.arange(64)[:, None] * 0.7 + torch.arange(21) * 0.7)[..., None].expand(-1, -1, 3)
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    losses = []
-    for _ in range(80):
-        loss = model.training_loss({"past_values": wave})
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-5:]) < 0.3 * sum(losses[:5])
-    forecaster = model.forecaster(4, head_dropout=0.0)
-    assert forecaster(past_values=wave).prediction.shape == (64, 4, 3)
-    assert torch.equal(forecaster.mixer.embedding.weight, model.mixer.embedding.weight)
-    huggingface.save(Bundle(model.eval()), tmp_path / "saved", allow_custom=True)
-    again = lf.load(tmp_path / "saved").model
-    hidden = draw_hidden(64, 3, 6, 0.5)
-    whole, part = (m(past_values=wave, hidden=hidden) for m in (model, again))
-    assert torch.equal(whole.loss, part.loss)
-
-
-def test_gaps_do_not_count_in_pretraining() -> None:
-    torch.manual_seed(0)
-    model = shaken(TSMixerForPretraining(TSMixerConfig(**SMALL))).eval()
-    past, mask = drawn(3, 21, 3), drawn(3, 21, 3, seed=2) > -0.5
-    hidden = draw_hidden(3, 3, 6, 0.5)
-    found = [
-        model(past_values=torch.where(mask, past, filler), past_observed_mask=mask, hidden=hidden).loss
-        for filler in (0.0, 50.0)
-    ]
-    assert torch.equal(found[0], found[1])
-
-
-def test_hidden_patches_are_shared_by_channels() -> None:
-    hidden = draw_hidden(7, 3, 8, 0.3)
-    assert (hidden.sum(-1) == 3).all() and torch.equal(hidden[:, 0], hidden[:, 2])
-    assert draw_hidden(2, 1, 5, 0.5, last=2)[0, 0].tolist() == [False, False, False, True, True]
 
 
 @pytest.mark.parametrize(
