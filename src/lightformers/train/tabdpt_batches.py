@@ -106,7 +106,7 @@ def _real(
     y = np.zeros((count, rows), np.float32)
     regression = np.zeros(count, bool)
     for k in range(count):
-        table = tables[rng.integers(len(tables))]
+        table = tables[int(rng.integers(len(tables)))]
         if retrieved:
             distance = np.square(table.scaled - table.scaled[rng.integers(len(table.scaled))]).sum(1)
             chosen = rng.permutation(np.argpartition(distance, rows - 1)[:rows])

@@ -189,6 +189,7 @@ class Layer(nn.Module):
 class TabDPT(PreTrainedModel):
     """See the module. `answers` is the network; `forward` puts a table's permutations, digits and units around it."""
 
+    config: TabDPTConfig
     config_class = TabDPTConfig
     main_input_name = "x"
     _no_split_modules = ["Layer"]
@@ -252,8 +253,8 @@ class TabDPT(PreTrainedModel):
         labels = (context_y.float() / float(base) ** number + 1e-4).floor() % base
         scores = self._averaged(context_x, labels, x)[..., :base]
         every = torch.arange(classes, device=x.device)
-        logits = sum(scores[place][..., every // base**place % base] for place in range(digits))
-        return {"logits": logits.flatten(0, 1) / self.config.softmax_temperature}
+        digit = [scores[place][..., every // base**place % base] for place in range(digits)]
+        return {"logits": torch.stack(digit).sum(0).flatten(0, 1) / self.config.softmax_temperature}
 
     def _averaged(self, context_x: Tensor, labels: Tensor, x: Tensor) -> Tensor:
         """(tables, ...) and (passes, tables, context) -> (passes, tables, queries, outputs), mean of all permutations."""
