@@ -6,8 +6,10 @@ import pytest
 
 from lightformers.reproduce import Finding
 
-#: Experiments that take minutes even at a tiny budget.
-SLOW = ("axformer", "dsformer")
+#: Experiments that take minutes, or a third of one, even at a tiny budget.
+SLOW = (
+    "autodistil", "axformer", "bct", "dsee", "dsformer", "essential-sparsity", "minitron", "obert", "vtrans",
+)  # fmt: skip
 NEEDS = {
     "acm": ("cifar10",),
     "bct": ("trec", "sst2"),

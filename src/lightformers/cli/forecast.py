@@ -65,7 +65,8 @@ def forecast(
         return
     console.print(table(result.report))
     for name in result.files:
-        console.print(str(result.folder / name) if result.folder else name, markup=False, highlight=False)
+        path = str(result.folder / name) if result.folder else name
+        console.print(path, markup=False, highlight=False, soft_wrap=True)  # a path must stay in one piece
 
 
 def _from_folder(
@@ -101,4 +102,8 @@ def _from_folder(
         f"{facts['parameters']:,} parameters, pre-trained on {len(facts['series'])} files ({facts['rows']:,} rows) in "
         f"{facts['seconds']:.0f} s; it looks {facts['context']} steps back and forecasts {facts['horizon']}"
     )
-    console.print(f"forecast with it: lightformers forecast DATA.csv --model {facts['model']}", markup=False)
+    console.print(
+        f"forecast with it: lightformers forecast DATA.csv --model {facts['model']}",
+        markup=False,
+        soft_wrap=True,
+    )
