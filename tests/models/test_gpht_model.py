@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from forecasters_world import drawn, shaken
 from torch import Tensor
 
 import lightformers as lf
@@ -26,15 +27,7 @@ SMALL: dict[str, Any] = {
 
 def made(seed: int = 0, **fields: Any) -> GPHT:
     torch.manual_seed(seed)
-    model = GPHT(GPHTConfig(**{**SMALL, **fields})).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return shaken(GPHT(GPHTConfig(**{**SMALL, **fields})).double().eval())
 
 
 def literal_stage(model: GPHT, number: int, x: list[Tensor]) -> list[Tensor]:

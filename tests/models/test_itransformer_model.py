@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forecasters_world import drawn, shaken
 from torch import Tensor, nn
 
 import lightformers as lf
@@ -29,17 +30,8 @@ SMALL: dict[str, Any] = {
 
 
 def made(seed: int = 0, **fields: Any) -> ITransformer:
-    """Every parameter moved, norms too, so that none can be confused with another."""
     torch.manual_seed(seed)
-    model = ITransformer(ITransformerConfig(**{**SMALL, **fields})).double().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
-    return model
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return shaken(ITransformer(ITransformerConfig(**{**SMALL, **fields})).double().eval())
 
 
 def literal(model: ITransformer, past: Tensor, marks: Tensor | None) -> Tensor:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from forecasters_world import floats as drawn
+from forecasters_world import shaken
 from transformers import PatchTSMixerConfig, PatchTSMixerForPrediction
-from tsmixer_world import SMALL, THEIRS, drawn, made, shaken
+from tsmixer_world import SMALL, THEIRS, made
 
 import lightformers as lf
 from lightformers.bundle import Bundle

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from forecasters_world import floats as drawn
+from forecasters_world import shaken
 from transformers import PatchTSMixerConfig, PatchTSMixerForPretraining
-from tsmixer_world import SMALL, THEIRS, drawn, shaken
+from tsmixer_world import SMALL, THEIRS
 
 import lightformers as lf
 from lightformers.bundle import Bundle

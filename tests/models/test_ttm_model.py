@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+from forecasters_world import floats as drawn
+from forecasters_world import shaken
 from torch import Tensor, nn
 from transformers import PatchTSMixerConfig
 from transformers.models.patchtsmixer.modeling_patchtsmixer import PatchTSMixerLayer
@@ -33,15 +35,7 @@ FORMS: list[dict[str, Any]] = [
 
 def made(**fields: Any) -> TinyTimeMixer:
     torch.manual_seed(0)
-    model = TinyTimeMixer(TinyTimeMixerConfig(**{**SMALL, **fields}))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))
-    return model.eval()
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return shaken(TinyTimeMixer(TinyTimeMixerConfig(**{**SMALL, **fields}))).eval()
 
 
 def inputs(model: TinyTimeMixer, batch: int = 3) -> dict[str, Tensor]:

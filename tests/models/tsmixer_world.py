@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from forecasters_world import shaken
 
 from lightformers.models.forecasting.tsmixer import TSMixer, TSMixerConfig
 
@@ -19,18 +19,6 @@ THEIRS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def shaken(model: Any) -> Any:
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-    return model
-
-
 def made(**fields: Any) -> TSMixer:
     torch.manual_seed(0)
-    return shaken(TSMixer(TSMixerConfig(**{**SMALL, **fields}))).eval()
-
-
-def drawn(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return shaken(TSMixer(TSMixerConfig(**{**SMALL, **fields})), 0.2).eval()
