@@ -231,5 +231,5 @@ def evaluate(bundle: Bundle, task: Forecasting, split: str = "verify") -> dict[s
     finally:
         for m in training:
             m.training = True
-    square, absolute, count = np.array(items, np.float64).sum(0)
+    square, absolute, count = np.array(items, np.float64).sum(0).tolist()
     return {"mse": square / count, "mae": absolute / count, "windows": float(len(windows))}
