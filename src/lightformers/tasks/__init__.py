@@ -22,12 +22,13 @@ _PUBLIC = {
     "Forecasting": "forecasting",
     "TabularClassification": "tabular",
     "TabularRegression": "tabular",
+    "forecast_baselines": None,
     "python_docs": None,
 }
 __all__ = sorted(_PUBLIC)
 
 if TYPE_CHECKING:
-    from lightformers.tasks import python_docs
+    from lightformers.tasks import forecast_baselines, python_docs
     from lightformers.tasks.base import NAMES, Task, from_data
     from lightformers.tasks.causal_lm import CausalLM
     from lightformers.tasks.embedding import Embedding
