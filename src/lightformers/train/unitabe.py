@@ -96,7 +96,7 @@ def learn(
 
     weights: a bundle of `pretrain`, left as it is, or its folder; None: from scratch, with a vocabulary of this table and
     `sizes`, fields of `UniTabEConfig` instead of `SMALL`. epochs, seconds: whichever is spent first; the same seed gives the same model where time does not end it.
-    head: of regression, see `UniTabEConfig`. The paper writes digits; a scalar is better by far at these sizes, so it is the
+    head: of regression, see `UniTabEConfig`. The paper writes digits; a scalar needs one step, so it is the
     default. focal: the gamma of the focal loss (arXiv 1708.02002). held_out: share of the rows (of `ENOUGH` or more)
     that chooses among `LOOKS` moments of training; 0: the last one. lr: the paper takes 1e-6 and batches of 8 for its
     92 million parameters. Raises UserError or DataError before anything is trained.
