@@ -50,7 +50,7 @@ def test_every_arm_learns() -> None:
     needs("exchange_rate")
     values = np.random.default_rng(0).standard_normal((2000, 1)).cumsum(0)
     task = Forecasting.from_values(values, horizon=48, context=192, stride=100)
-    for trial in ttm.trials(task, ("exchange_rate",), ttm._TUNING)[1:-1]:
+    for trial in ttm.trials(task, ("exchange_rate", series_corpus.DRAWN), ttm._TUNING)[1:-1]:
         assert trial.measure(trial.learn(0, 1))["zero-shot MSE"] > 0
 
 

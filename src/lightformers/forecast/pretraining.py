@@ -1,4 +1,7 @@
-"""A Tiny Time Mixer pre-trained on the series at hand, or on a folder of series, that forecasts others without training."""
+"""A Tiny Time Mixer pre-trained on the series at hand, or on a folder of series, that forecasts others without training.
+
+Beside them it learns from drawn series of the same rates: without those a few recorded ones teach it little of seasons.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from lightformers.slim.progress import Progress
 from lightformers.tasks import data as files
 from lightformers.tasks import series
 from lightformers.tasks.forecasting import Forecasting
+from lightformers.train.drawn_series import with_drawn
 from lightformers.train.resolutions import Source
 from lightformers.train.ttm import Pretraining, pretrain, zero_shot
 
@@ -51,7 +55,7 @@ def _made(
     settings = Pretraining(
         context=context, horizon=horizon, fields=fields, seconds=max(seconds, _LEAST), seed=seed
     )
-    return pretrain(sources, settings, told)
+    return pretrain(with_drawn(sources, context + horizon), settings, told)
 
 
 def from_folder(

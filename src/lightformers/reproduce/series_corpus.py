@@ -1,4 +1,4 @@
-"""The shared series that a forecaster is pre-trained on, ETTh1 left out."""
+"""The shared series that a forecaster is pre-trained on, ETTh1 left out, and drawn ones."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from lightformers import reproduce
 from lightformers.tasks import series
+from lightformers.train.drawn_series import drawn
 from lightformers.train.resolutions import Source
 
 #: ETTh1's test rows begin at this hour of both recordings of that transformer; ETTm1 has four rows an hour.
@@ -18,17 +19,22 @@ SETS = (
     "exchange_rate", "ettm1_part", "national_illness", "weather_part", "beijing_pm25", "univariate_small",
     "traffic_los_angeles", "era5_t2m_uk",
 )  # fmt: skip
+#: Name of the part that nobody recorded.
+DRAWN = "drawn"
+#: Frequency -> channels that are drawn.
+_DRAWN = {"h": 200, "15min": 60, "D": 60}
 #: Grid points between two that are taken, of fields that hardly differ from point to point.
 _APART = 4
 
 
 @functools.cache
 def sources(names: tuple[str, ...] = SETS) -> tuple[Source, ...]:
-    """The series of these data sets. Raises DataError where one is not there.
+    """The series of these data sets, and drawn ones where `DRAWN` is among the names. Raises DataError where one is not there.
 
     Of ETTm1, which records the transformer of ETTh1 four times an hour, no row from ETTh1's test months on is taken.
     """
-    return tuple(source for name in names for source in _of(name, reproduce.data(name)))
+    recorded = [source for name in names if name != DRAWN for source in _of(name, reproduce.data(name))]
+    return (*recorded, *(drawn(f, n) for f, n in _DRAWN.items() if DRAWN in names))
 
 
 def _of(name: str, folder: Path) -> list[Source]:
