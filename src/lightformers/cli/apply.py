@@ -10,18 +10,14 @@ import typer
 from lightformers.cli import options
 
 
+@options.of_data
 def apply(
     recipe: Annotated[Path, typer.Argument(help="recipe.yaml, as slim writes it.")],
     model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
     out: Annotated[Path, typer.Option(help="Where the result goes.")],
     task: Annotated[str | None, typer.Option(help="Needed by steps that look at data or train.")] = None,
     data: Annotated[str | None, typer.Option(help="The data of that task.")] = None,
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    query: options.Query = None,
-    document: options.Document = None,
-    image: options.Image = None,
+    of_data: options.Given = options.NONE,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Let recovery learn from labels.")] = False,
     allow_custom: options.Custom = False,
     trust_remote_code: options.Trust = False,
@@ -38,29 +34,20 @@ def apply(
     from lightformers.cli.console import show_json
     from lightformers.errors import UserError
     from lightformers.steps import Recipe, Run
-    from lightformers.tasks import from_data
 
     wanted = Recipe.from_yaml(recipe)
     if (task is None) != (data is None):
         raise UserError("--task and --data go together")
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    columns = {
-        "text": text,
-        "text_pair": text_pair,
-        "label": label,
-        "query": query,
-        "document": document,
-        "image": image,
-    }
-    asked = None
+    chosen = None
     if task and data:
-        asked = from_data(task, data, bundle=bundle, seed=seed, **columns)
+        chosen = options.asked(task, data, bundle, seed, of_data)
     elif wanted.deploy.runtime == "openvino" and wanted.deploy.precision == "int8":
         raise UserError("int8 is calibrated on data: add --task and --data")
-    made = wanted.apply(bundle, asked, Run(seed=seed, use_labels=use_labels))
+    made = wanted.apply(bundle, chosen, Run(seed=seed, use_labels=use_labels))
     export.save(made, out, allow_custom=allow_custom)
     if wanted.deploy.runtime == "openvino":
-        calibration = asked.calibration(wanted.deploy.calibration, seed=seed) if asked else []
+        calibration = chosen.calibration(wanted.deploy.calibration, seed=seed) if chosen else []
         export.save_openvino(made, wanted.deploy, out, calibration)
     if json_:
         show_json({"out": str(out), "steps": made.history, "parameters": made.parameters})

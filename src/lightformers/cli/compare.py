@@ -12,18 +12,12 @@ import typer
 from lightformers.cli import options
 
 
+@options.of_data
 def compare(
-    model: Annotated[str, typer.Argument(help="Model folder (Hugging Face or sentence-transformers) or hub name.")],
-    task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm or image-classification.")],
-    data: Annotated[str, typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub name.")],
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    query: options.Query = None,
-    document: options.Document = None,
-    image: options.Image = None,
-    group: options.Group = None,
-    metric: options.Metric = None,
+    model: options.Model,
+    task: options.Task,
+    data: options.Data,
+    of_data: options.Given = options.NONE,
     ratio: Annotated[float, typer.Option(help="Share of the blocks' bytes that each method shall leave.")] = 0.5,
     latency: Annotated[str | None, typer.Option(help="Instead of --ratio: how many times as fast as the original, such as 2x.")] = None,
     seconds: Annotated[float, typer.Option(help="Training that each method gets; 0: none.")] = 20.0,
@@ -54,14 +48,9 @@ def compare(
     Settings(**settings)  # a wrong option is said before anything is loaded
     named(settings["only"]), named(settings["exclude"])
     from lightformers.bundle import load
-    from lightformers.tasks import from_data
 
-    columns = {
-        "text": text, "text_pair": text_pair, "label": label, "query": query, "document": document, "image": image,
-        "group": group, "metric": metric,
-    }  # fmt: skip
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    asked = from_data(task, data, bundle=bundle, seed=seed, **columns)
+    asked = options.asked(task, data, bundle, seed, of_data)
     run(bundle, asked, json_, out=out, restart=restart, dry_run=dry_run, **settings)
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from lightformers.cli import options
 from lightformers.compress.elastic import METHODS
-
-if TYPE_CHECKING:
-    from lightformers.bundle import Bundle
 
 app = typer.Typer(no_args_is_help=True, help="One model that holds many sizes.")
 
@@ -19,21 +16,17 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 @app.command("train")
+@options.of_data
 def train(
     model: Annotated[str, typer.Argument(help="Model folder or hub name.")],
-    task: Annotated[str, typer.Option(help="What the model is for, such as text-classification.")],
-    data: Annotated[str, typer.Option(help="The data of that task.")],
+    task: options.Task,
+    data: options.Data,
     method: Annotated[str, typer.Option(help=f"How it is trained: {', '.join(METHODS)}.")],
     out: Annotated[Path, typer.Option(help="Where the elastic model goes.")],
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A field of the method, NAME=VALUE; can be given more than once.")
     ] = None,
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    query: options.Query = None,
-    document: options.Document = None,
-    image: options.Image = None,
+    of_data: options.Given = options.NONE,
     budget: Annotated[str | None, typer.Option(help="Time for training: 90s, 30m, 2h.")] = None,
     use_labels: Annotated[bool, typer.Option("--use-labels", help="Learn from labels, not from the model itself.")] = False,
     allow_custom: options.Custom = False,
@@ -56,7 +49,7 @@ def train(
     wanted = methods.method(method, fields(set_ or []))
     spent = None if budget is None else seconds(budget)
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    asked = _task(task, data, bundle, seed, text, text_pair, label, query, document, image)
+    asked = options.asked(task, data, bundle, seed, of_data)
     run = Run(seed=seed, use_labels=use_labels, seconds=spent)
     made = Elastic.train(bundle, asked, wanted, run)
     made.save(out, allow_custom)
@@ -77,6 +70,7 @@ def train(
 
 
 @app.command("extract")
+@options.of_data
 def extract(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `elastic train` wrote.")],
     budget: Annotated[str, typer.Option(help="params=10M or latency=5ms.")],
@@ -84,12 +78,7 @@ def extract(
     task: Annotated[str | None, typer.Option(help="To choose by quality, and for a latency.")] = None,
     data: Annotated[str | None, typer.Option(help="The data of that task.")] = None,
     number: Annotated[int, typer.Option(min=1, help="How many sizes to score.")] = 12,
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    query: options.Query = None,
-    document: options.Document = None,
-    image: options.Image = None,
+    of_data: options.Given = options.NONE,
     allow_custom: options.Custom = False,
     trust_remote_code: options.Trust = False,
     seed: options.Seed = 0,
@@ -114,7 +103,7 @@ def extract(
     made = Elastic.load(folder, task, trust_remote_code)
     asked = None
     if task and data:
-        asked = _task(task, data, made.bundle, seed, text, text_pair, label, query, document, image)
+        asked = options.asked(task, data, made.bundle, seed, of_data)
 
     def say(line: str) -> None:
         if not json_:
@@ -144,18 +133,14 @@ def extract(
 
 
 @app.command("frontier")
+@options.of_data
 def frontier(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What `elastic train` wrote.")],
-    task: Annotated[str, typer.Option(help="What the model is for.")],
-    data: Annotated[str, typer.Option(help="The data of that task.")],
+    task: options.Task,
+    data: options.Data,
     out: Annotated[Path | None, typer.Option(help="Where the page goes (default: DIR).")] = None,
     number: Annotated[int, typer.Option(min=2, help="How many sizes to measure.")] = 12,
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    query: options.Query = None,
-    document: options.Document = None,
-    image: options.Image = None,
+    of_data: options.Given = options.NONE,
     trust_remote_code: options.Trust = False,
     seed: options.Seed = 0,
     json_: _Json = False,
@@ -169,7 +154,7 @@ def frontier(
     from lightformers.elastic import Elastic
 
     made = Elastic.load(folder, task, trust_remote_code)
-    asked = _task(task, data, made.bundle, seed, text, text_pair, label, query, document, image)
+    asked = options.asked(task, data, made.bundle, seed, of_data)
     facts = made.frontier(asked, out or folder, number, seed=seed)
     if json_:
         show_json(facts)
@@ -181,15 +166,3 @@ def frontier(
             f"{found['estimate']:.4f} \\[{found['low']:.4f}, {found['high']:.4f}]  {row['name']}"
         )
     console.print(f"written to {(out or folder) / 'frontier.html'}")
-
-
-def _task(
-    name: str, data: str, bundle: Bundle, seed: int, text: str | None, text_pair: str | None, label: str | None,
-    query: str | None, document: str | None, image: str | None,
-) -> Any:  # fmt: skip
-    from lightformers.tasks import from_data
-
-    return from_data(
-        name, data, bundle=bundle, seed=seed, text=text, text_pair=text_pair, label=label, query=query,
-        document=document, image=image,
-    )  # fmt: skip

@@ -34,7 +34,7 @@ def measure(
     """Time A and B interleaved over the same texts, and say how many times faster B is, with an interval.
 
     Tokenization and padding count. Without --data, functions and docstrings of Python's standard library are the
-    texts (noise where the models take images).
+    texts; models of images, series and tables are timed on made-up ones.
     """
     from lightformers.cli.console import show_json
     from lightformers.telemetry import silence
@@ -137,6 +137,7 @@ def _examples(bundle: Bundle, data: Path | None, column: str | None, count: int)
     import numpy as np
 
     from lightformers.errors import UserError
+    from lightformers.processors import Processor
 
     if getattr(bundle.model, "main_input_name", "") == "pixel_values":
         if data is not None:
@@ -145,6 +146,12 @@ def _examples(bundle: Bundle, data: Path | None, column: str | None, count: int)
             )
         noise = np.random.default_rng(0)
         return [{"image": noise.integers(0, 256, (224, 224, 3), dtype=np.uint8)} for _ in range(count)]
+    if isinstance(bundle.processor, Processor):
+        if data is not None:
+            raise UserError(
+                "--data takes texts; models of series and tables are timed on made-up rows, which cost them the same"
+            )
+        return [*bundle.processor.samples(count)]
     if data is None:
         from lightformers.tasks import python_docs
 

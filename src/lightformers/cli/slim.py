@@ -15,25 +15,12 @@ if TYPE_CHECKING:
     from lightformers.slim.run import Result
 
 
+@options.of_data
 def slim(
-    model: Annotated[str, typer.Argument(help="Model folder (Hugging Face or sentence-transformers) or hub name.")],
-    task: Annotated[str, typer.Option(help="embedding, text-classification, token-classification, causal-lm, masked-lm, image-classification or forecasting.")],
-    data: Annotated[str, typer.Option(help="csv, tsv, jsonl, parquet, txt, npz, a folder, or a hub name.")],
-    text: options.Text = None,
-    text_pair: options.TextPair = None,
-    label: options.Label = None,
-    query: options.Query = None,
-    document: options.Document = None,
-    image: options.Image = None,
-    group: options.Group = None,
-    horizon: options.Horizon = None,
-    context: options.Context = None,
-    target: options.Target = None,
-    known: options.Known = None,
-    timestamp: options.Timestamp = None,
-    columns: options.Columns = None,
-    metric: options.Metric = None,
-    pool: Annotated[int | None, typer.Option(help="Candidates that a query is ranked among (embedding); 1000 unless given.")] = None,
+    model: options.Model,
+    task: options.Task,
+    data: options.Data,
+    of_data: options.Given = options.NONE,
     floor: Annotated[float, typer.Option(help="Least share of the original's quality, to be proven.")] = 0.99,
     max_drop: Annotated[float | None, typer.Option(help="Instead of --floor: most the metric may drop, absolute.")] = None,
     confidence: Annotated[float, typer.Option(help="Of the one-sided bound.")] = 0.95,
@@ -67,23 +54,9 @@ def slim(
 
     Settings(floor=floor, goal=goal, **settings)  # type: ignore[arg-type]  # a wrong option is said before anything is loaded
     from lightformers.bundle import load
-    from lightformers.tasks import from_data
 
     bundle = load(model, task=task, trust_remote_code=trust_remote_code)
-    named = {
-        "text": text,
-        "text_pair": text_pair,
-        "label": label,
-        "query": query,
-        "document": document,
-        "image": image,
-        "group": group,
-        "metric": metric,
-        "pool": pool,
-    }
-    if task == "forecasting":
-        named |= options.series(bundle, horizon, context, target, known, timestamp, columns)
-    asked = from_data(task, data, bundle=bundle, seed=seed, **named)
+    asked = options.asked(task, data, bundle, seed, of_data)
     run(bundle, asked, json_, floor=floor, goal=goal, out=out, restart=restart, dry_run=dry_run, **settings)
 
 
