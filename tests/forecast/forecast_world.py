@@ -50,7 +50,13 @@ def line(name: str, mse: float, best: float, kind: str = "model", **more: Any) -
     }  # fmt: skip
 
 
-def report(rows: list[dict[str, Any]], chosen: str, named: bool = False, **more: Any) -> dict[str, Any]:
+def report(
+    rows: list[dict[str, Any]],
+    chosen: str,
+    named: bool = False,
+    by: tuple[str, ...] = ("search", "verify"),
+    **more: Any,
+) -> dict[str, Any]:
     """A report as `reporting.report` makes it, of two targets and four steps."""
     past = [f"2024-01-01 {h:02d}:00:00" for h in range(8)]
     one = {"history": [1.0, 2.0, None, 4.0, 5.0, 6.0, 7.0, 8.0], "forecast": [1.0, 2.0, 3.0, 4.0],
@@ -61,7 +67,7 @@ def report(rows: list[dict[str, Any]], chosen: str, named: bool = False, **more:
                  "known": [], "timestamp": "date", "frequency": "h", "season": 24, "context": 8, "horizon": 4,
                  "first": past[0], "last": past[-1], "missing": 0.0, "splits": {"train": 70, "search": 10, "verify": 20},
                  "windows": {"search": 7, "verify": 40}},
-        "chosen": {"name": chosen, "label": chosen.capitalize(), "named": named},
+        "chosen": {"name": chosen, "label": chosen.capitalize(), "named": named, "by": by},
         "rows": rows,
         "interval": {"nominal": 0.9, "coverage": interval(0.88), "neighbours": 0, "short": False, "text": "As wide."},
         "refit": {"done": True, "text": "Trained anew.", "seconds": 1.0},

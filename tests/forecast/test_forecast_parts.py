@@ -55,19 +55,27 @@ def test_few_errors_borrow_from_neighbours() -> None:
         conformal.widths(errors, 1.0)
 
 
-def said(name: str, search: float, verify: float, places: Any = None, noise: float = 0.05) -> Said:
+def said(
+    name: str, search: float, verify: float, places: Any = None, noise: float = 0.05, block: int = 8
+) -> Said:
     drawn, made = np.random.default_rng(len(name)), Said(name, name.capitalize(), "model", lambda w: w)
     for part, value in (("search", search), ("verify", verify)):
         rows = np.arange(40) if places is None else places
         values = value * (1 + noise * drawn.standard_normal(40))[rows]
         made.places[part] = rows
         made.scores[part] = {
-            "mse": Scores(np.stack([values, np.ones(len(rows))], 1), METRICS["mse"], rows // 4)
+            "mse": Scores(np.stack([values, np.ones(len(rows))], 1), METRICS["mse"], rows // block)
         }
     return made
 
 
-def test_the_least_error_on_both_parts_is_chosen() -> None:
+def test_of_a_long_series_the_search_part_alone_decides() -> None:
+    long = [said("a", 1, 9, block=4), said("bb", 2, 0.5, block=4)]
+    assert judging.deciding(long) == ("search",) and judging.choose(long).name == "a"
+    assert judging.deciding([*long, said("few", 1, 1, np.arange(0, 40, 5), block=8)]) == judging.PARTS
+
+
+def test_of_a_short_one_the_least_error_on_both_parts_is_chosen() -> None:
     assert judging.choose([said("a", 2, 1), said("bb", 1, 1.2)]).name == "bb"
     assert judging.choose([said("a", 1, 2), said("bb", 2, 0.5)]).name == "bb"
     broken = said("ccc", 0.1, 0.1)
@@ -86,7 +94,7 @@ def test_forecasters_are_compared_on_the_windows_that_both_have() -> None:
         groups = full.scores[part_name]["mse"].groups
         full.scores[part_name] = {"mse": Scores(np.stack([hard, np.ones(40)], 1), METRICS["mse"], groups)}
         part.scores[part_name] = {
-            "mse": Scores(np.stack([8.1 * np.ones(10), np.ones(10)], 1), METRICS["mse"], places // 4)
+            "mse": Scores(np.stack([8.1 * np.ones(10), np.ones(10)], 1), METRICS["mse"], places // 8)
         }
     assert full.mse().value < part.mse().value
     found = judging.beside(part, full)
@@ -103,7 +111,11 @@ def test_sentences_come_from_the_numbers() -> None:
     assert "not more than chance may give" in verdict.advice(even)[0]
     simple = report([line("ets", 0.3, 0.3, "baseline"), line("tsmixer", 0.6, 0.3)], "ets")
     assert verdict.advice(simple)[0] == (
-        "No trained model is better here than a baseline, so Ets makes the forecast: the best model, Tsmixer, has 2.00× its squared error."
+        "No trained model is better here than a baseline, so Ets makes the forecast: the best model, Tsmixer, has 2.00× its squared error on the held-out rows."
+    )
+    simple["chosen"]["by"] = ("search",)
+    assert verdict.advice(simple)[0].startswith(
+        "No trained model is better on the search rows, which decided, than"
     )
     stubborn = report([line("tsmixer", 0.6, 0.6), line("ets", 0.3, 0.6, "baseline")], "tsmixer", named=True)
     told = verdict.advice(stubborn)

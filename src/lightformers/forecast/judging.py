@@ -20,6 +20,8 @@ from lightformers.tasks.forecasting import Forecasting
 
 #: Blocks of time below which a bootstrap over them says nothing.
 BLOCKS = 4
+#: And in the search part, from which on it alone decides who forecasts.
+ENOUGH = 10
 PARTS = ("search", "verify")
 
 
@@ -115,19 +117,27 @@ def _interval(found: stats.Interval, scores: Scores) -> dict[str, float | None]:
     return {"estimate": found.estimate, "low": ends[0], "high": ends[1]}
 
 
-def choose(rows: Sequence[Said]) -> Said:
-    """The one that forecasts where nobody named one: of the least squared error on both parts together, each beside the
-    first of `rows` on the windows that both have. Raises UserError where all failed.
+def deciding(rows: Sequence[Said]) -> tuple[str, ...]:
+    """The parts that a choice looks at: the search part where it holds `ENOUGH` blocks of time, else both.
 
-    The verify part counts, although the errors shown are of it: it is the newest, and twice as long as the search part, by
-    which alone a choice would often be chance. Among this few its error is flattered little by that; the page says so.
+    Of a short series the search part alone would often choose by chance. Then the verify part counts, although the errors
+    shown are of it: they are flattered a little by that, and the page says so.
     """
+    groups = [r.scores["search"]["mse"].groups for r in rows if not r.error]
+    blocks = min((len(np.unique(g)) for g in groups if g is not None), default=0)
+    return PARTS[:1] if blocks >= ENOUGH else PARTS
+
+
+def choose(rows: Sequence[Said]) -> Said:
+    """The one that forecasts where nobody named one: of the least squared error on the `deciding` parts, each beside the
+    first of `rows` on the windows that both have. Raises UserError where all failed."""
     there = [r for r in rows if not r.error]
     if not there:
         raise UserError("no forecaster came to an end: " + "; ".join(f"{r.label}: {r.error}" for r in rows))
+    parts = deciding(there)
 
     def error(said: Said) -> float:
-        found = None if said is there[0] else beside(said, there[0], PARTS)
+        found = None if said is there[0] else beside(said, there[0], parts)
         return 1.0 if found is None else float(found["estimate"] or 0.0)
 
     return min(there, key=error)

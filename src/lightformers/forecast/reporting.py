@@ -11,7 +11,7 @@ from lightformers import __version__, measure
 from lightformers.forecast import conformal
 from lightformers.forecast.conformal import Widths
 from lightformers.forecast.data import ahead
-from lightformers.forecast.judging import PARTS, Judge, Said, row, told
+from lightformers.forecast.judging import PARTS, Judge, Said, deciding, row, told
 from lightformers.forecast.training import Refit
 from lightformers.forecast.written import text
 from lightformers.slim import numbers as n
@@ -58,7 +58,8 @@ def report(
             "first": text(stamps[0]) if stamps is not None else None, "last": text(stamps[-1]) if stamps is not None else None,
             "missing": float(1 - np.isfinite(task.series.values).mean()), "splits": splits, "windows": windows,
         },
-        "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None or settings.pretrain},
+        "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None or settings.pretrain,
+                   "by": deciding(rows)},
         "rows": [row(r, chosen) for r in rows],
         "interval": _interval(settings.interval, judge, chosen, widths),
         "refit": {"done": refit.done, "text": refit.text, "seconds": refit.seconds},

@@ -39,9 +39,14 @@ def advice(report: Row) -> list[str]:
         model = min(
             (r for r in rivals if r["kind"] == "model"), key=lambda r: r["ratio"]["estimate"], default=None
         )
-        beside = f": the best model, {model['label']}, has {_more(model['ratio'])}" if model else ""
+        where = "here" if "verify" in report["chosen"]["by"] else "on the search rows, which decided,"
+        beside = (
+            f": the best model, {model['label']}, has {_more(model['ratio'])} on the held-out rows"
+            if model
+            else ""
+        )
         said.append(
-            f"No trained model is better here than a baseline, so {chosen['label']} makes the forecast{beside}."
+            f"No trained model is better {where} than a baseline, so {chosen['label']} makes the forecast{beside}."
         )
     elif simple is None:
         said.append(f"{chosen['label']} makes the forecast.")
