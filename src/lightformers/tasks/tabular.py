@@ -25,8 +25,33 @@ if TYPE_CHECKING:
 _LEAST = 1e-15
 
 
+class _Rows:
+    """What rows are drawn for, whatever their targets are."""
+
+    splits: dict[str, list[Example]]
+
+    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ("search", "verify")) -> None:
+        """Nothing to note: the labels are the reference."""
+
+    def collate(self, bundle: Bundle, examples: Sequence[Example], seed: int = 0) -> Batch:
+        return bundle.collate(examples)
+
+    def training_examples(self, use_labels: bool) -> list[Example]:
+        rows = self.splits["train"]
+        return list(rows) if use_labels else common.without(rows, "label")
+
+    def calibration(self, n: int, seed: int = 0) -> list[Example]:
+        return common.draw(common.without(self.splits["train"], "label"), n, seed, "calibration rows")
+
+    def workload(self, n: int, seed: int = 0, lengths: common.Lengths = None) -> list[Example]:
+        """Rows of the search split in random order; they have no lengths to choose."""
+        if lengths:
+            raise DataError("rows of a table have no lengths in words: leave --lengths away")
+        return common.draw(common.without(self.splits["search"], "label"), n, seed, "a workload")
+
+
 @dataclass
-class TabularClassification:
+class TabularClassification(_Rows):
     """Examples {"row": {column: number, text or None}, "label": number}; accuracy, macro-F1 or log-loss (nats, lower is better).
 
     labels: the name of each number. schema: the columns, with the values that stand in training rows.
@@ -95,9 +120,6 @@ class TabularClassification:
             return predicted
         return list(torch.as_tensor(outputs["logits"]).double().log_softmax(-1).numpy())
 
-    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ("search", "verify")) -> None:
-        """Nothing to note: the labels are the reference."""
-
     def evaluate(self, runner: common.Runner, split: str = "verify", limit: int | None = None) -> Scores:
         """(correct, 1), (tp, fp, fn) for every class, or (nats, 1), per example."""
         chosen = [self.splits[split][i] for i in common.take(self.splits, split, limit, self.seed)]
@@ -111,23 +133,9 @@ class TabularClassification:
         nats = np.minimum(np.nan_to_num(nats, nan=worst, posinf=worst), worst)
         return Scores(np.stack([nats, np.ones(len(nats))], 1), self.metric, groups)
 
-    def collate(self, bundle: Bundle, examples: Sequence[Example], seed: int = 0) -> Batch:
-        return bundle.collate(examples)
-
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Cross entropy."""
         return classify.loss(outputs, batch)
-
-    def training_examples(self, use_labels: bool) -> list[Example]:
-        rows = self.splits["train"]
-        return list(rows) if use_labels else common.without(rows, "label")
-
-    def calibration(self, n: int, seed: int = 0) -> list[Example]:
-        return common.draw(common.without(self.splits["train"], "label"), n, seed, "calibration rows")
-
-    def workload(self, n: int, seed: int = 0, lengths: common.Lengths = None) -> list[Example]:
-        """Rows of the search split in random order; they have no lengths to choose."""
-        return _workload(self.splits, n, seed, lengths)
 
     def check(self, bundle: Bundle) -> None:
         """Take over the model's label numbers; DataError where labels and head do not match."""
@@ -138,7 +146,7 @@ class TabularClassification:
 
 
 @dataclass
-class TabularRegression:
+class TabularRegression(_Rows):
     """Examples {"row": {column: number, text or None}, "label": number in the units of the data}.
 
     The metric, mse or mae, is of the target standardised by the training rows (`mean`, `deviation`); lower is better, and
@@ -193,9 +201,6 @@ class TabularRegression:
         """The prediction per example, as the model gives it."""
         return [float(p) for p in torch.as_tensor(_prediction(outputs)).double()]
 
-    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ("search", "verify")) -> None:
-        """Nothing to note: the labels are the reference."""
-
     def evaluate(self, runner: common.Runner, split: str = "verify", limit: int | None = None) -> Scores:
         """(standardised error, squared or absolute, 1) per example."""
         chosen = [self.splits[split][i] for i in common.take(self.splits, split, limit, self.seed)]
@@ -205,26 +210,12 @@ class TabularRegression:
         error = error**2 if self.kind == "mse" else np.abs(error)
         return Scores(np.stack([error, np.ones(len(error))], 1), self.metric, common.groups(chosen))
 
-    def collate(self, bundle: Bundle, examples: Sequence[Example], seed: int = 0) -> Batch:
-        return bundle.collate(examples)
-
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean squared error of the standardised target."""
         mean, deviation = self.units
         label = (batch.targets["label"].double() - mean) / deviation
         error = _prediction(outputs).float() - label.float()
         return (error * (deviation / self.deviation)).square().mean()
-
-    def training_examples(self, use_labels: bool) -> list[Example]:
-        rows = self.splits["train"]
-        return list(rows) if use_labels else common.without(rows, "label")
-
-    def calibration(self, n: int, seed: int = 0) -> list[Example]:
-        return common.draw(common.without(self.splits["train"], "label"), n, seed, "calibration rows")
-
-    def workload(self, n: int, seed: int = 0, lengths: common.Lengths = None) -> list[Example]:
-        """Rows of the search split in random order; they have no lengths to choose."""
-        return _workload(self.splits, n, seed, lengths)
 
     def check(self, bundle: Bundle) -> None:
         """Take over the units of the model's prediction; ModelError for a model of something else."""
@@ -289,11 +280,3 @@ def _prediction(outputs: Mapping[str, Any]) -> Any:
             f"the model gives {sorted(outputs)} and no prediction: it is not made for regression"
         )
     return outputs["prediction"]
-
-
-def _workload(
-    splits: Mapping[str, Sequence[Example]], n: int, seed: int, lengths: common.Lengths
-) -> list[Example]:
-    if lengths:
-        raise DataError("rows of a table have no lengths in words: leave --lengths away")
-    return common.draw(common.without(splits["search"], "label"), n, seed, "a workload")
