@@ -32,10 +32,10 @@ _WIDTH, _STATE = 32, 8
 _PURE, _HYBRID, _ATTENTION = "Mamba-2", "hybrid", "transformer"
 _PATTERNS = {_PURE: "M-M-M-M-", _HYBRID: "M-M-*-M-", _ATTENTION: "*-*-*-*-"}
 #: Peak learning rates: state-space layers take higher ones.
-_LR = {_PURE: 1e-2, _HYBRID: 1e-2, _ATTENTION: 4e-3}
-_INDUCTION = dataclasses.replace(PROBES["induction"], options={"length": 32, "vocab": 10})
+_LR = {_PURE: 1e-2, _HYBRID: 5e-3, _ATTENTION: 5e-3}
+_INDUCTION = dataclasses.replace(PROBES["induction"], options={"length": 16, "vocab": 8})
 _PAIRS = dataclasses.replace(PROBES["mqar"], options={"length": 12, "pairs": 3, "vocab": 10})
-_LENGTHS = (32, 128)
+_LENGTHS = (16, 64)
 _RECALLED = "recall of 3 pairs"
 _LETTERS = "bits per character"
 
