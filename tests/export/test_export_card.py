@@ -64,6 +64,8 @@ def test_a_local_model_has_no_base_model_and_nothing_is_claimed_unmeasured(tmp_p
     bundle.source = str(tmp_path)
     huggingface.save(bundle, tmp_path / "m")
     text = card.write(bundle, tmp_path / "m").read_text()
+    named = card.write(bundle, tmp_path / "m", name="slim-mine").read_text()
+    assert "# slim-mine" in named and '"slim-mine"' in named and "# m\n" in text
     assert "base_model" not in header(text) and str(tmp_path) not in text
     assert "## Evaluation" not in text and "No quality was measured" in text
 

@@ -35,11 +35,12 @@ _AUTO = {
 
 
 def write(
-    bundle: Bundle, folder: str | Path, report: Mapping[str, Any] | None = None, recipe: str = ""
-) -> Path:
+    bundle: Bundle, folder: str | Path, report: Mapping[str, Any] | None = None, recipe: str = "", name: str | None = None
+) -> Path:  # fmt: skip
     """Write `folder`/README.md. Describes what stands in `folder`, so write the exports first.
 
-    report: slim's report (see docs): its evaluation, hardware and verdict go into the card. recipe: YAML text.
+    report: slim's report (see docs): its evaluation, hardware and verdict go into the card. recipe: YAML text. name: of the
+    model, and of the folder in its snippets; None: the folder's.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -55,7 +56,7 @@ def write(
         for step in bundle.history
     ]
     text = environment.get_template("card.md.j2").render(
-        name=folder.resolve().name,
+        name=name or folder.resolve().name,
         source=Path(bundle.source).name
         if bundle.source and local
         else bundle.source or "a model of one's own",
@@ -73,7 +74,7 @@ def write(
         recipe=recipe,
         evaluation=_evaluation(report),
         hardware=_hardware(report.get("machine") or {}),
-        snippets=snippets(bundle, folder),
+        snippets=snippets(bundle, folder, name),
         limits=_limits(bundle, folder, report),
     )
     return write_text(folder / "README.md", text)

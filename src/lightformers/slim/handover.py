@@ -109,10 +109,10 @@ def reloaded(
     return export.check(folder, probes, chosen.bundle, expected, session.settings.batch)
 
 
-def write(report: dict[str, Any], chosen: Finalist, folder: Path) -> None:
-    """The model card and the recipe."""
+def write(report: dict[str, Any], chosen: Finalist, folder: Path, name: str) -> None:
+    """The model card and the recipe. name: of the folder that all goes to in the end."""
     text = chosen.recipe.to_yaml()
-    export.write_card(chosen.bundle, folder, report, text)
+    export.write_card(chosen.bundle, folder, report, text, name)
     write_text(folder / "recipe.yaml", text)
 
 

@@ -283,7 +283,7 @@ def _deliver(
     folder = Path(outcome["folder"])
     described["reload"] = handover.reloaded(session, chosen, folder, runner)
     described["usage"] = card.snippets(chosen.bundle, folder, session.store.out.name)
-    handover.write(described, chosen, folder)
+    handover.write(described, chosen, folder, session.store.out.name)
     finish.publish(session, folder)
     report.write(described, session.store.out)
     broken = [r["format"] for r in described["reload"] if not r["ok"]]
