@@ -1,4 +1,4 @@
-"""The page of `tables.py`: mean ranks with intervals, and the scores of every table."""
+"""The page of `tables.py`: mean ranks with intervals, and the scores of every table. docs/tabular.md shows it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def markdown(result: Mapping[str, Any]) -> str:
     lines = [
         "# Tables", "",
         f"{result['machine']['cpu']}, {result['machine']['cores']['usable']} cores; {result['created']}. "
-        f"{settings['splits']} of five folds, at most {settings['rows'] or 'all'} rows of a table, every model with its defaults.",
+        f"{settings['splits']} of five folds, at most {settings['rows'] or 'all'} rows of a table, every model with its defaults"
+        + (f", but that ours train at most {settings['seconds']:.0f} s." if settings["seconds"] else "."),
         "TabDPT's weights saw none of these tables. Its default of 256 neighbours was set for cost and kept after a look at six "
         "settings on one split of phoneme and winequality_white.",
         "",
