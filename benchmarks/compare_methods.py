@@ -138,6 +138,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ratio", type=float, default=0.5, help="share of the blocks' bytes that is left")
     parser.add_argument("--seconds", type=float, default=60.0, help="training of each method")
     parser.add_argument("--examples", type=int, default=400, help="examples that methods are scored on")
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="how often original and method are timed, in turn"
+    )
     parser.add_argument("--page", action="store_true", help="only write the page again")
     return parser.parse_args(arguments)
 
@@ -159,6 +162,7 @@ def main() -> None:
         out = Path("out") / f"compare-{name}-{given.ratio:g}-{given.seconds:g}s"
         result = compare(
             bundle, task, out=out, ratio=given.ratio, seconds=given.seconds, examples=given.examples,
+            rounds=given.rounds,
             progress=Progress(f"compare: {name}"), command=f"python benchmarks/compare_methods.py --only {name}",
         )  # fmt: skip
         write_json(place(name), plain(result.report))

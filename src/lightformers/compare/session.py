@@ -20,7 +20,7 @@ from lightformers.steps import Deploy
 #: Training examples that stand in for the search split in the eyes of steps.
 SHOWN = 1000
 #: Seconds of a pass of the original over the load.
-PASS = 3.0
+PASS = 2.0
 
 
 class Apart:
