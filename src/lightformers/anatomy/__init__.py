@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from lightformers.anatomy import surgery
 from lightformers.anatomy.access import (
+    STATES,
     entering,
     features,
     get,
@@ -39,6 +40,7 @@ from lightformers.anatomy.width import head_strength
 __all__ = [
     "CUTS",
     "FAMILIES",
+    "STATES",
     "Anatomy",
     "Attention",
     "Block",

@@ -39,11 +39,13 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+#: What blocks call the states that they are given.
+STATES = ("hidden_states", "hidden_state")
+
+
 def entering(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The states that a block is called with: its first argument, or the one of their usual name."""
-    states: Tensor = (
-        args[0] if args else kwargs["hidden_states" if "hidden_states" in kwargs else "hidden_state"]
-    )
+    """The states that a block is called with: its first argument, or the one of a name in `STATES`."""
+    states: Tensor = args[0] if args else next(kwargs[name] for name in STATES if name in kwargs)
     return states
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lightformers import anatomy
 from lightformers.bundle import Batch
 from lightformers.compress import calibration
 from lightformers.runners.named import plain_arguments
@@ -36,8 +37,8 @@ def trace(model: nn.Module, module: nn.Module, blocks: Sequence[nn.Module], batc
     found = Trace(mask=batch.inputs.get("attention_mask"))
 
     def enter(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.inputs.append((args[0] if args else kwargs["hidden_states"]).detach())
-        found.rest.append((args[1:], {k: v for k, v in kwargs.items() if k != "hidden_states"}))
+        found.inputs.append(anatomy.entering(args, kwargs).detach())
+        found.rest.append((args[1:], {k: v for k, v in kwargs.items() if k not in anatomy.STATES}))
 
     def leave(block: nn.Module, args: Any, output: Any) -> None:
         found.output = state(output).detach()

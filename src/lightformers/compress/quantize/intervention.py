@@ -111,7 +111,7 @@ class Watch:
 
     def _keep(self, key: tuple[str, int]) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._kept[key] = args[0] if args else kwargs["hidden_states"]
+            self._kept[key] = anatomy.entering(args, kwargs)
 
         return hook
 
