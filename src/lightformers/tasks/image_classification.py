@@ -5,25 +5,23 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from lightformers.errors import DataError
-from lightformers.stats import Metric, Scores
 from lightformers.tasks import classify, common, images
 from lightformers.tasks import labels as label_names
+from lightformers.tasks.labelled import Classification
 from lightformers.tasks.splits import assemble, named
 
 if TYPE_CHECKING:
-    from lightformers.bundle import Batch, Bundle, Example
+    from lightformers.bundle import Example
 
 
 @dataclass
-class ImageClassification:
+class ImageClassification(Classification):
     """Examples {"image": (height, width, 3) uint8, "label": number}; the metric is accuracy or macro-F1.
 
     labels: the name of each number. `check(bundle)` changes the numbers to the model's.
@@ -35,6 +33,7 @@ class ImageClassification:
     seed: int = 0
     warnings: list[str] = field(default_factory=list)
     name: ClassVar[str] = "image-classification"
+    things: ClassVar[str] = "images"
 
     @classmethod
     def from_file(
@@ -78,54 +77,6 @@ class ImageClassification:
         splits, notes = assemble(parts, _keys, seed, lambda e: e["label"])
         classify.metric(metric, len(labels))
         return cls(splits, labels, metric, seed, notes)
-
-    @property
-    def metric(self) -> Metric:
-        return classify.metric(self.kind, len(self.labels))
-
-    @cached_property
-    def fingerprint(self) -> str:
-        return common.fingerprint(
-            self.splits, {"task": self.name, "labels": self.labels, "metric": self.kind}
-        )
-
-    def reduce(self, outputs: Mapping[str, Any], batch: Batch) -> list[int]:
-        """The predicted class per example."""
-        return classify.reduce(outputs)
-
-    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ("search", "verify")) -> None:
-        """Nothing to note: the labels are the reference."""
-
-    def evaluate(self, runner: common.Runner, split: str = "verify", limit: int | None = None) -> Scores:
-        """(correct, 1), or (tp, fp, fn) for every class, per example."""
-        return classify.evaluate(self.splits, split, limit, self.seed, runner, self.kind, len(self.labels))
-
-    def collate(self, bundle: Bundle, examples: Sequence[Example], seed: int = 0) -> Batch:
-        return bundle.collate(examples)
-
-    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Cross entropy."""
-        return classify.loss(outputs, batch)
-
-    def training_examples(self, use_labels: bool) -> list[Example]:
-        rows = self.splits["train"]
-        return list(rows) if use_labels else common.without(rows, "label")
-
-    def calibration(self, n: int, seed: int = 0) -> list[Example]:
-        return common.draw(common.without(self.splits["train"], "label"), n, seed, "calibration images")
-
-    def workload(self, n: int, seed: int = 0, lengths: common.Lengths = None) -> list[Example]:
-        """Images of the search split in random order; they have no lengths to choose."""
-        if lengths:
-            raise DataError("images have no lengths in words: leave --lengths away")
-        return common.draw(common.without(self.splits["search"], "label"), n, seed, "a workload")
-
-    def check(self, bundle: Bundle) -> None:
-        """Take over the model's label numbers; DataError where labels and head do not match."""
-        common.check_head(bundle, self.name)
-        _ = self.fingerprint  # of the data as they were read, whatever the model calls the labels
-        self.splits, self.labels, note = classify.align(self.splits, self.labels, bundle)
-        common.note(self.warnings, note)
 
 
 def _keys(example: Example) -> list[bytes]:

@@ -17,6 +17,7 @@ from lightformers.processors.schema import Schema, number
 from lightformers.stats import METRICS, Metric, Scores
 from lightformers.tasks import classify, common, tables
 from lightformers.tasks import labels as label_names
+from lightformers.tasks.labelled import Classification, Labelled
 
 if TYPE_CHECKING:
     from lightformers.bundle import Batch, Bundle, Example
@@ -25,33 +26,8 @@ if TYPE_CHECKING:
 _LEAST = 1e-15
 
 
-class _Rows:
-    """What rows are drawn for, whatever their targets are."""
-
-    splits: dict[str, list[Example]]
-
-    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ("search", "verify")) -> None:
-        """Nothing to note: the labels are the reference."""
-
-    def collate(self, bundle: Bundle, examples: Sequence[Example], seed: int = 0) -> Batch:
-        return bundle.collate(examples)
-
-    def training_examples(self, use_labels: bool) -> list[Example]:
-        rows = self.splits["train"]
-        return list(rows) if use_labels else common.without(rows, "label")
-
-    def calibration(self, n: int, seed: int = 0) -> list[Example]:
-        return common.draw(common.without(self.splits["train"], "label"), n, seed, "calibration rows")
-
-    def workload(self, n: int, seed: int = 0, lengths: common.Lengths = None) -> list[Example]:
-        """Rows of the search split in random order; they have no lengths to choose."""
-        if lengths:
-            raise DataError("rows of a table have no lengths in words: leave --lengths away")
-        return common.draw(common.without(self.splits["search"], "label"), n, seed, "a workload")
-
-
 @dataclass
-class TabularClassification(_Rows):
+class TabularClassification(Classification):
     """Examples {"row": {column: number, text or None}, "label": number}; accuracy, macro-F1 or log-loss (nats, lower is better).
 
     labels: the name of each number. schema: the columns, with the values that stand in training rows.
@@ -65,6 +41,7 @@ class TabularClassification(_Rows):
     seed: int = 0
     warnings: list[str] = field(default_factory=list)
     name: ClassVar[str] = "tabular-classification"
+    things: ClassVar[str] = "rows of a table"
 
     @classmethod
     def from_file(
@@ -107,12 +84,6 @@ class TabularClassification(_Rows):
     def metric(self) -> Metric:
         return _metric(self.kind, len(self.labels))
 
-    @cached_property
-    def fingerprint(self) -> str:
-        return common.fingerprint(
-            self.splits, {"task": self.name, "labels": self.labels, "metric": self.kind}
-        )
-
     def reduce(self, outputs: Mapping[str, Any], batch: Batch) -> Sequence[Any]:
         """The predicted class per example; for log-loss the logarithms of all classes' probabilities."""
         predicted = classify.reduce(outputs)
@@ -133,20 +104,9 @@ class TabularClassification(_Rows):
         nats = np.minimum(np.nan_to_num(nats, nan=worst, posinf=worst), worst)
         return Scores(np.stack([nats, np.ones(len(nats))], 1), self.metric, groups)
 
-    def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
-        """Cross entropy."""
-        return classify.loss(outputs, batch)
-
-    def check(self, bundle: Bundle) -> None:
-        """Take over the model's label numbers; DataError where labels and head do not match."""
-        common.check_head(bundle, self.name)
-        _ = self.fingerprint  # of the data as they were read, whatever the model calls the labels
-        self.splits, self.labels, note = classify.align(self.splits, self.labels, bundle)
-        common.note(self.warnings, note)
-
 
 @dataclass
-class TabularRegression(_Rows):
+class TabularRegression(Labelled):
     """Examples {"row": {column: number, text or None}, "label": number in the units of the data}.
 
     The metric, mse or mae, is of the target standardised by the training rows (`mean`, `deviation`); lower is better, and
@@ -164,6 +124,7 @@ class TabularRegression(_Rows):
     units: tuple[float, float] = (0.0, 1.0)
     labels: ClassVar[tuple[str, ...] | None] = None
     name: ClassVar[str] = "tabular-regression"
+    things: ClassVar[str] = "rows of a table"
 
     @classmethod
     def from_file(

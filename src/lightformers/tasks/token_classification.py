@@ -16,6 +16,7 @@ from lightformers.errors import DataError, ModelError
 from lightformers.stats import METRICS, Metric, Scores
 from lightformers.tasks import common, conll, data
 from lightformers.tasks import labels as label_names
+from lightformers.tasks.labelled import Labelled
 from lightformers.tasks.splits import assemble, named
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _WORD_COLUMNS, _TAG_COLUMNS = ("tokens", "words"), ("tags", "ner_tags", "labels"
 
 
 @dataclass
-class TokenClassification:
+class TokenClassification(Labelled):
     """Examples {"words", "labels": one number a word}; the metric is entity-level F1, or accuracy of the tags.
 
     A word's tag is predicted at its first sub-token. Entities are read from IOB2 tags strictly and count only
@@ -38,6 +39,7 @@ class TokenClassification:
     seed: int = 0
     warnings: list[str] = field(default_factory=list)
     name: ClassVar[str] = "token-classification"
+    answer: ClassVar[str] = "labels"
 
     @classmethod
     def from_file(
@@ -112,9 +114,6 @@ class TokenClassification:
             out.append(words)
         return out
 
-    def set_reference(self, runner: common.Runner, splits: Sequence[str] = ("search", "verify")) -> None:
-        """Nothing to note: the labels are the reference."""
-
     def evaluate(self, runner: common.Runner, split: str = "verify", limit: int | None = None) -> Scores:
         """(tp, fp, fn) of entities, or (right, all) words, per example."""
         chosen = [self.splits[split][i] for i in common.take(self.splits, split, limit, self.seed)]
@@ -128,9 +127,6 @@ class TokenClassification:
         wanted = conll.entities(conll.iob2([self.labels[r] for r in right])[0])
         return len(found & wanted), len(found - wanted), len(wanted - found)
 
-    def collate(self, bundle: Bundle, examples: Sequence[Example], seed: int = 0) -> Batch:
-        return bundle.collate(examples)
-
     def loss(self, outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Cross entropy at the first sub-token of each word."""
         logits, starts = outputs["logits"].float(), batch.targets["word_starts"]
@@ -141,13 +137,6 @@ class TokenClassification:
         return torch.nn.functional.cross_entropy(
             logits[rows, places], torch.tensor(right, device=logits.device)
         )
-
-    def training_examples(self, use_labels: bool) -> list[Example]:
-        rows = self.splits["train"]
-        return list(rows) if use_labels else common.without(rows, "labels")
-
-    def calibration(self, n: int, seed: int = 0) -> list[Example]:
-        return common.draw(common.without(self.splits["train"], "labels"), n, seed, "calibration texts")
 
     def workload(self, n: int, seed: int = 0, lengths: common.Lengths = None) -> list[Example]:
         """Sentences of the search split in arrival order. lengths: see `common.with_lengths`."""
