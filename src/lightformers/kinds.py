@@ -19,14 +19,14 @@ class Kind:
 
     since: the first lightformers version that knows it. module, name: where its class is. beside: it stands beside what
         the config builds, not in the place of something.
-    args: module -> plain arguments; build: class, arguments -> module. Parts bring `args` and `from_args` themselves.
+    args: module -> plain arguments; build: class, arguments -> module. Parts are built from their `args`.
     """
 
     since: str
     module: str
     name: str
     args: Callable[[Any], dict[str, Any]] = lambda part: dict(part.args)
-    build: Callable[..., nn.Module] = lambda cls, **args: cls.from_args(**args)
+    build: Callable[..., nn.Module] = lambda cls, **args: cls(**args)
     beside: bool = False
 
     def matches(self, module: nn.Module) -> bool:

@@ -47,7 +47,7 @@ def test_layer_is_the_dense_form_with_its_gradients(bias: bool, entries: int) ->
     torch.nn.functional.linear(x, made.base + made.update(), made.offset).square().sum().backward()
     for a, p in zip(own, made.parameters()):
         torch.testing.assert_close(a, p.grad, rtol=1e-4, atol=1e-4)
-    again = SparseLowRankLinear.from_args(**made.args)
+    again = SparseLowRankLinear(**made.args)
     again.load_state_dict(made.state_dict(), assign=True)
     assert torch.equal(again(x), made(x))
 

@@ -83,7 +83,7 @@ def test_the_layer_is_the_literal_sum() -> None:
     place = order.argsort()
     other = DenseSparseLinear.from_factors(atoms[:, order], place[index], values, bias, 10)
     torch.testing.assert_close(other(x), layer(x))
-    again = DenseSparseLinear.from_args(**layer.args)
+    again = DenseSparseLinear(**layer.args)
     assert not torch.equal(again(x), layer(x))  # unpacks, and must notice what is loaded next
     again.load_state_dict(layer.state_dict())
     assert torch.equal(again(x), layer(x))

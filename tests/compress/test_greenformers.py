@@ -80,7 +80,7 @@ def test_convolutions(sides: int) -> None:
     want = nn.Sequential(kind(3, 2, 3, stride=2, padding=1, dilation=2, bias=False), kind(2, 8, 1))
     want[0].weight, want[1].weight, want[1].bias = thin.first, thin.second, thin.bias
     torch.testing.assert_close(thin(x), want(x))
-    again = LowRankConv.from_args(**thin.args)
+    again = LowRankConv(**thin.args)
     again.load_state_dict(thin.state_dict())
     assert torch.equal(again(x), thin(x)) and thin.bias is not old.bias
 

@@ -132,7 +132,7 @@ def test_stored_in_eight_bits_and_frozen() -> None:
     assert state["quantized"].dtype == torch.int8 and state["step"].dtype == torch.float32
     layer.train()(torch.randn(3, 64) * 10)
     assert all(torch.equal(v, state[k]) for k, v in layer.state_dict().items())
-    again = Int8Linear.from_args(**layer.args)
+    again = Int8Linear(**layer.args)
     again.load_state_dict(state, assign=True)
     x = torch.randn(5, 64) * 4
     assert torch.equal(again(x), layer(x)) and again.args == layer.args

@@ -56,7 +56,7 @@ def test_layer() -> None:
     layer = LowRankLinear.from_factors(first, second, bias)
     x = torch.randn(3, 7, 5)
     torch.testing.assert_close(layer(x), torch.nn.functional.linear(x, second @ first, bias))
-    again = LowRankLinear.from_args(**layer.args)
+    again = LowRankLinear(**layer.args)
     again.load_state_dict(layer.state_dict(), assign=True)
     assert torch.equal(again(x), layer(x))
     layer(x).sum().backward()

@@ -68,7 +68,7 @@ def test_layer_is_the_dense_one(place: int) -> None:
     layer = layers()[place]
     dense, x = layer.dense().detach(), torch.randn(2, 3, 16)
     assert torch.equal(layer(x), torch.nn.functional.linear(x, dense, layer.bias))
-    again = type(layer).from_args(**layer.args)
+    again = type(layer)(**layer.args)
     again.load_state_dict(layer.state_dict(), assign=True)
     assert torch.equal(again(x), layer(x))
     # gradients: those of the dense layer, where there is a weight

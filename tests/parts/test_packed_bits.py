@@ -118,7 +118,7 @@ def test_layer_is_the_product_with_its_numbers(name: str, shape: tuple[int, int]
     torch.testing.assert_close(layer.bias.grad, upstream.sum((0, 1)), rtol=1e-4, atol=1e-4)
     assert [n for n, _ in layer.named_parameters()] == ["bias"]
     assert layer(torch.empty(0, shape[1])).shape == (0, shape[0])
-    again = PackedLinear.from_args(**layer.args)
+    again = PackedLinear(**layer.args)
     again.load_state_dict(layer.state_dict(), assign=True)
     assert torch.equal(again(x), out) and again.args == layer.args
     low = layer.bfloat16()
@@ -133,7 +133,7 @@ def test_embedding_looks_rows_up() -> None:
     ids = torch.tensor([[0, 10, 3], [3, 5, 1]])
     assert torch.equal(made(ids), made.matrix.values()[ids])
     assert made.half()(ids).dtype == torch.float16
-    assert PackedEmbedding.from_args(**made.args).args == made.args
+    assert PackedEmbedding(**made.args).args == made.args
 
 
 def test_gradients_pass_straight_inside_the_range_only() -> None:

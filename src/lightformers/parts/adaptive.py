@@ -58,11 +58,6 @@ class AdaptiveModule(nn.Module):
             nn.Linear(hidden, self.choices, **kind),
         )
 
-    @classmethod
-    def from_args(cls, **args: Any) -> AdaptiveModule:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this module."""
@@ -140,11 +135,6 @@ class PassThrough(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.in_features = self.out_features = width
-
-    @classmethod
-    def from_args(cls, **args: Any) -> PassThrough:
-        """Rebuild from `args`."""
-        return cls(**args)
 
     @property
     def args(self) -> dict[str, Any]:

@@ -193,11 +193,6 @@ class Int8Linear(nn.Module):
                 layer.bias.copy_(bias)  # type: ignore[union-attr]
         return layer
 
-    @classmethod
-    def from_args(cls, **args: Any) -> Int8Linear:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this layer."""

@@ -50,11 +50,6 @@ class LowRankLinear(nn.Module):
                 layer.bias.copy_(bias)  # type: ignore[union-attr]
         return layer
 
-    @classmethod
-    def from_args(cls, **args: Any) -> LowRankLinear:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this layer."""

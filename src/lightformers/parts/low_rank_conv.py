@@ -48,11 +48,6 @@ class LowRankConv(nn.Module):
         """The first kernel: models look at the dtype and device of a convolution's weight."""
         return self.first
 
-    @classmethod
-    def from_args(cls, **args: Any) -> LowRankConv:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this layer."""

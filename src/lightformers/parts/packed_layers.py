@@ -97,11 +97,6 @@ class PackedLinear(nn.Module):
         levels, step = quantize_matrix(weight, number_format(form), block, power_of_two)
         return cls.from_levels(levels, step, bias, form, block, power_of_two, input, output)
 
-    @classmethod
-    def from_args(cls, **args: Any) -> PackedLinear:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this layer."""
@@ -150,6 +145,8 @@ class PackedEmbedding(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if dtype not in ("float32", "float16", "bfloat16"):
+            raise TypeError(f"an embedding gives no {dtype}")
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
         self.padding_idx: int | None = None
         self.matrix = PackedMatrix(num_embeddings, embedding_dim, form, block, power_of_two, device)
@@ -168,13 +165,6 @@ class PackedEmbedding(nn.Module):
         made.matrix.fill(levels, step)
         made.output = None if output is None else output.to(levels.device)
         return made
-
-    @classmethod
-    def from_args(cls, **args: Any) -> PackedEmbedding:
-        """Rebuild from `args`, without weights."""
-        if args.get("dtype", "float32") not in ("float32", "float16", "bfloat16"):
-            raise TypeError(f"an embedding gives no {args['dtype']}")
-        return cls(**args)
 
     @property
     def args(self) -> dict[str, Any]:

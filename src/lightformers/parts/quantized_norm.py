@@ -34,11 +34,6 @@ class QuantizedNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.input, self.output, self.table = build(input), build(output), build(table)
 
-    @classmethod
-    def from_args(cls, **args: Any) -> QuantizedNorm:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this part."""

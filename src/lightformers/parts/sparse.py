@@ -60,11 +60,6 @@ class BlockSparseLinear(nn.Module):
                 layer.bias.copy_(bias)  # type: ignore[union-attr]
         return layer
 
-    @classmethod
-    def from_args(cls, **args: Any) -> BlockSparseLinear:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this layer."""
@@ -124,11 +119,6 @@ class NOfMLinear(nn.Module):
             if bias is not None:
                 layer.bias.copy_(bias)  # type: ignore[union-attr]
         return layer
-
-    @classmethod
-    def from_args(cls, **args: Any) -> NOfMLinear:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
 
     @property
     def args(self) -> dict[str, Any]:

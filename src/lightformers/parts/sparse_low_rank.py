@@ -70,11 +70,6 @@ class SparseLowRankLinear(nn.Module):
             layer.first.copy_(0.02 * torch.randn(layer.first.shape, generator=generator))
         return layer
 
-    @classmethod
-    def from_args(cls, **args: Any) -> SparseLowRankLinear:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this layer."""

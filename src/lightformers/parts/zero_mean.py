@@ -37,11 +37,6 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width)) if affine else None
         self.bias = nn.Parameter(torch.zeros(width)) if affine and bias else None
 
-    @classmethod
-    def from_args(cls, **args: Any) -> nn.Module:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this part."""
@@ -95,11 +90,6 @@ class StreamEntry(nn.Module):
         super().__init__()
         self.p, self.compress = p, compress
 
-    @classmethod
-    def from_args(cls, **args: Any) -> StreamEntry:
-        """Rebuild from `args`."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this part."""
@@ -129,11 +119,6 @@ class ZeroMeanLinear(nn.Module):
         self.raw = nn.Parameter(torch.empty(out_features, in_features))
         self.bias = nn.Parameter(torch.zeros(out_features)) if bias else None
         nn.init.normal_(self.raw, std=in_features**-0.5)
-
-    @classmethod
-    def from_args(cls, **args: Any) -> ZeroMeanLinear:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
 
     @property
     def args(self) -> dict[str, Any]:

@@ -14,12 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 from lightformers import reproduce
-from lightformers.bundle import Bundle
-from lightformers.reproduce import characters, common, recall
+from lightformers.reproduce import common, recall, shakespeare
 from lightformers.reproduce.finding import Finding
 from lightformers.tasks.probes import PROBES
 
@@ -36,7 +34,6 @@ _COPYING = dataclasses.replace(PROBES["selective-copying"], options={"length": 2
 _INDUCTION = dataclasses.replace(PROBES["induction"], options={"length": 32, "vocab": 10})
 _LENGTHS = (32, 128, 512)
 _COPIED = "selective copying"
-_LETTERS = "bits per character"
 
 
 @functools.cache
@@ -89,25 +86,13 @@ def run(budget: float = common.FULL) -> Finding:
 
 
 def _characters(clock: common.Clock) -> list[recall.Trial]:
-    """Mamba and the transformer on Tiny Shakespeare."""
-    text = {part: common.text("tinyshakespeare", part) for part in ("train", "valid")}
-    job = characters.task(
-        characters.windows(text["train"][: clock.size(len(text["train"]), 20_000)]),
-        characters.windows(text["valid"][: clock.size(40_000, 3_000)]),
-    )
-    letters = characters.alphabet(*text.values())
-
-    def trial(arm: str, layers: recall.Layers) -> recall.Trial:
-        def learn(seed: int, steps: int) -> Bundle:
-            model = recall.decoder(layers, len(letters.symbols) + 1, _WIDTH, seed)
-            bundle = Bundle(model, letters, "causal-lm", max_length=characters.LENGTH)
-            characters.train(bundle, job, steps, seed, _LR[arm])
-            return bundle
-
-        return recall.Trial(arm, learn, lambda b: {_LETTERS: characters.loss(b, job) / math.log(2)})
-
-    made = arms(len(letters.symbols) + 1)
-    return [trial(arm, made[arm]) for arm in (_MAMBA, _ATTENTION)]
+    """Tiny Shakespeare."""
+    play = shakespeare.Shakespeare.of(clock)
+    made = arms(play.vocab)
+    return [
+        play.trial(arm, functools.partial(recall.decoder, made[arm], play.vocab, _WIDTH), _LR[arm])
+        for arm in (_MAMBA, _ATTENTION)
+    ]
 
 
 def _conclude(
@@ -132,7 +117,7 @@ def _conclude(
     for row in table:
         for n, cost in spoken.get(row["arm"], {}).items():
             row[f"ms per token after {n}"] = round(cost["milliseconds per token"], 3)
-    bits = found.gain(_MAMBA, _ATTENTION, _LETTERS)
+    bits = found.gain(_MAMBA, _ATTENTION, shakespeare.BITS)
     flat = {
         arm: c[2048]["milliseconds per token"] / c[64]["milliseconds per token"] for arm, c in spoken.items()
     }

@@ -13,13 +13,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any
 
 from lightformers import reproduce
-from lightformers.bundle import Bundle
 from lightformers.models.language import patterns
-from lightformers.reproduce import characters, common, recall
+from lightformers.reproduce import common, recall, shakespeare
 from lightformers.reproduce.finding import Finding
 from lightformers.tasks.probes import PROBES, Probe
 
@@ -37,7 +35,6 @@ _INDUCTION = dataclasses.replace(PROBES["induction"], options={"length": 16, "vo
 _PAIRS = dataclasses.replace(PROBES["mqar"], options={"length": 12, "pairs": 3, "vocab": 10})
 _LENGTHS = (16, 64)
 _RECALLED = "recall of 3 pairs"
-_LETTERS = "bits per character"
 
 
 @functools.cache
@@ -86,23 +83,13 @@ def at_length(n: int) -> str:
 
 
 def _characters(clock: common.Clock) -> list[recall.Trial]:
-    text = {part: common.text("tinyshakespeare", part) for part in ("train", "valid")}
-    job = characters.task(
-        characters.windows(text["train"][: clock.size(len(text["train"]), 20_000)]),
-        characters.windows(text["valid"][: clock.size(40_000, 3_000)]),
-    )
-    letters = characters.alphabet(*text.values())
-
-    def trial(arm: str, layers: recall.Layers) -> recall.Trial:
-        def learn(seed: int, steps: int) -> Bundle:
-            model = recall.decoder(layers, len(letters.symbols) + 1, _WIDTH, seed)
-            bundle = Bundle(model, letters, "causal-lm", max_length=characters.LENGTH)
-            characters.train(bundle, job, steps, seed, _LR[arm])
-            return bundle
-
-        return recall.Trial(arm, learn, lambda b: {_LETTERS: characters.loss(b, job) / math.log(2)})
-
-    return [trial(arm, layers) for arm, layers in arms(len(letters.symbols) + 1).items()]
+    """Tiny Shakespeare."""
+    play = shakespeare.Shakespeare.of(clock)
+    made = arms(play.vocab)
+    return [
+        play.trial(arm, functools.partial(recall.decoder, made[arm], play.vocab, _WIDTH), _LR[arm])
+        for arm in _PATTERNS
+    ]
 
 
 def _conclude(clock: common.Clock, seeds: tuple[int, ...], found: recall.Contest) -> Finding:
@@ -110,7 +97,9 @@ def _conclude(clock: common.Clock, seeds: tuple[int, ...], found: recall.Contest
     more = found.gain(_HYBRID, _PURE, learned_at)
     relative = [
         (theirs - ours) / theirs
-        for ours, theirs in zip(found.scores[_HYBRID][_LETTERS], found.scores[_ATTENTION][_LETTERS])
+        for ours, theirs in zip(
+            found.scores[_HYBRID][shakespeare.BITS], found.scores[_ATTENTION][shakespeare.BITS]
+        )
     ]
     verdict = common.together(reproduce.judge(more), reproduce.judge(relative, -TOLERANCE))
     learnt = max(sum(found.scores[arm][learned_at]) for arm in _PATTERNS) / len(seeds)

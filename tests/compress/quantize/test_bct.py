@@ -105,7 +105,7 @@ def test_norms_are_recognised_and_close_in_eight_bits(norm: nn.Module) -> None:
     rounded = from_norm(norm, input=flow, output=flow, table=flow)
     assert rounded is not None
     assert 0 < relative_error(rounded(x), norm(x)) < 0.03
-    again = QuantizedNorm.from_args(**rounded.args)
+    again = QuantizedNorm(**rounded.args)
     again.load_state_dict(rounded.state_dict())
     assert torch.equal(again(x), rounded(x))
     assert from_norm(nn.BatchNorm1d(12).eval()) is None and from_norm(nn.Identity()) is None

@@ -30,11 +30,6 @@ class SwappedAttention(nn.Module):
         self.kind, self.heads, self.size, self.options = core, heads, size, dict(options or {})
         self.core = make_core(core, heads, size, **self.options)
 
-    @classmethod
-    def from_args(cls, **args: Any) -> SwappedAttention:
-        """Rebuild from `args`, without weights."""
-        return cls(**args)
-
     @property
     def args(self) -> dict[str, Any]:
         """What a manifest needs to rebuild this module."""
@@ -59,11 +54,6 @@ class Unread(nn.Module):
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-
-    @classmethod
-    def from_args(cls, **args: Any) -> Unread:
-        """Rebuild from `args`."""
-        return cls(**args)
 
     @property
     def args(self) -> dict[str, Any]:
