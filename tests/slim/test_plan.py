@@ -14,14 +14,21 @@ def trial(name: str, ms: float, ratio: float, seconds: float = 30.0) -> dict:
 @pytest.mark.parametrize("training", [25, 60, 200, 900, 5000, 40000])
 @pytest.mark.parametrize("candidates", [1, 2, 5, 30])
 @pytest.mark.parametrize("overhead", [0.0, 5.0])
-def test_rungs_spend_what_there_is_and_not_more(training, candidates, overhead):
-    rounds = plan.rungs(training, candidates, overhead)
+@pytest.mark.parametrize("batch", [None, 0.3, 0.004])
+def test_rungs_spend_what_there_is_and_not_more(training, candidates, overhead, batch):
+    rounds = plan.rungs(training, candidates, overhead, batch)
     spent = sum(r.count * (r.seconds + overhead) for r in rounds)
     assert spent == pytest.approx(training)
     counts = [r.count for r in rounds]
     assert counts == sorted(counts, reverse=True)
     assert rounds[0].count <= candidates
-    assert all(r.seconds >= 7 for r in rounds)
+    assert all(r.seconds >= (3.5 if batch == 0.004 else 7) for r in rounds)
+
+
+def test_small_models_are_tried_in_more_forms():
+    assert [r.count for r in plan.rungs(140, 9, 5.0)] == [1]
+    assert [r.count for r in plan.rungs(140, 9, 5.0, 0.3)] == [1]
+    assert [r.count for r in plan.rungs(140, 9, 5.0, 0.004)] == [5, 3, 1]
 
 
 def test_no_time_no_rungs():

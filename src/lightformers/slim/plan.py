@@ -20,8 +20,9 @@ NEAR_LABELS = 0.4
 #: What is still lost after the time of 250 passes, per share that the outputs were moved; falls as SHRINK says. From
 #: the same measurements (0.2 away: 0.98, 0.4 away: 0.95). A cut is tried up to HOPE times the loss that is allowed.
 LOST, HOPE = 0.12, 1.5
-#: Seconds of training under which a first round tells nothing.
-LEAST = 45.0
+#: A first round tells nothing under the time of so many passes of the original over a batch, at most and at least so many
+#: seconds: small models learn in less.
+TELLING, LEAST, FEWEST = 250.0, 45.0, 5.0
 #: Share of the confidence that each verification may spend, first to last: stepping back is a repeated test.
 SPENDING = (0.8, 0.1, 0.05, 0.05)
 
@@ -34,21 +35,25 @@ class Rung:
     seconds: float
 
 
-def rungs(left: float, candidates: int, overhead: float = 0.0) -> list[Rung]:
+def rungs(left: float, candidates: int, overhead: float = 0.0, batch: float | None = None) -> list[Rung]:
     """Share `left` seconds over rounds of successive halving: many get a little, the best get the most.
 
-    overhead: seconds that every recovery takes beside its training (building and scoring it). A round is worth
-    nothing under LEAST seconds a candidate, so short budgets try fewer.
+    overhead: seconds that every recovery takes beside its training (building and scoring it). batch: seconds of a pass
+    of the original over a batch; None: of a large model. A round is worth nothing under TELLING of these a candidate, so
+    short budgets try fewer.
     """
     if left < 20 + overhead or candidates == 0:
         return []
-    first = max(1, min(candidates, int(left * 0.4 // (LEAST + overhead)), 9))
+    least = LEAST if batch is None else min(max(TELLING * batch, FEWEST, overhead), LEAST)
+    first = max(1, min(candidates, int(left * 0.4 // (least + overhead)), 9))
     if first == 1:
         return [Rung(1, left - overhead)]
     rounds = [(first, 0.35)] + ([(3, 0.26)] if first > 3 else [])
     last = 2 if 0.4 * left > 1200 else 1
     rounds.append((last, 1 - sum(share for _, share in rounds)))
-    return [Rung(count, max(left * share / count - overhead, 10.0)) for count, share in rounds]
+    return [
+        Rung(count, max(left * share / count - overhead, min(10.0, least / 2))) for count, share in rounds
+    ]
 
 
 def foreseen(ratio: float, trained: float, total: float) -> float:

@@ -185,7 +185,9 @@ def recoveries(
         )
     rounds = session.store.once(
         "rungs",
-        lambda: [vars(r) for r in plan.rungs(training, len(plan.pareto(worth)) + len(unknown), overhead)],
+        lambda: [
+            vars(r) for r in plan.rungs(training, len(plan.pareto(worth)) + len(unknown), overhead, batch)
+        ],
     )
     current: list[dict[str, Any]] = []
     for number, rung in enumerate((plan.Rung(**r) for r in rounds), start=1):
