@@ -17,7 +17,7 @@ from lightformers.errors import UserError
 from lightformers.forecast import contenders, pretraining
 from lightformers.models.forecasting.linear import LinearForecaster
 
-FAST = {"model": "linear", "budget": 20.0}
+FAST = {"model": "linear", "budget": 40.0}
 
 
 @pytest.fixture(scope="module")

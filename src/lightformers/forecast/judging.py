@@ -117,14 +117,15 @@ def _interval(found: stats.Interval, scores: Scores) -> dict[str, float | None]:
     return {"estimate": found.estimate, "low": ends[0], "high": ends[1]}
 
 
-def deciding(rows: Sequence[Said]) -> tuple[str, ...]:
-    """The parts that a choice looks at: the search part where it holds `ENOUGH` blocks of time, else both.
+def deciding(*rows: Said) -> tuple[str, ...]:
+    """The parts that a choice between these looks at: the search part where all have `ENOUGH` blocks of time there, else both.
 
-    Of a short series the search part alone would often choose by chance. Then the verify part counts, although the errors
-    shown are of it: they are flattered a little by that, and the page says so.
+    Of a short series the search part alone would often choose by chance, and so it would for what was asked about few
+    windows, as exponential smoothing is. Then the verify part counts, although the errors shown are of it: they are
+    flattered a little by that, and the page says so.
     """
-    groups = [r.scores["search"]["mse"].groups for r in rows if not r.error]
-    blocks = min((len(np.unique(g)) for g in groups if g is not None), default=0)
+    groups = [r.scores["search"]["mse"].groups for r in rows]
+    blocks = min(len(np.unique(g)) for g in groups if g is not None)
     return PARTS[:1] if blocks >= ENOUGH else PARTS
 
 
@@ -134,10 +135,10 @@ def choose(rows: Sequence[Said]) -> Said:
     there = [r for r in rows if not r.error]
     if not there:
         raise UserError("no forecaster came to an end: " + "; ".join(f"{r.label}: {r.error}" for r in rows))
-    parts = deciding(there)
+    first = there[0]
 
     def error(said: Said) -> float:
-        found = None if said is there[0] else beside(said, there[0], parts)
+        found = None if said is first else beside(said, first, deciding(said, first))
         return 1.0 if found is None else float(found["estimate"] or 0.0)
 
     return min(there, key=error)

@@ -59,7 +59,7 @@ def report(
             "missing": float(1 - np.isfinite(task.series.values).mean()), "splits": splits, "windows": windows,
         },
         "chosen": {"name": chosen.name, "label": chosen.label, "named": settings.model is not None or settings.pretrain,
-                   "by": deciding(rows)},
+                   "by": deciding(chosen, next(r for r in rows if not r.error))},
         "rows": [row(r, chosen) for r in rows],
         "interval": _interval(settings.interval, judge, chosen, widths),
         "refit": {"done": refit.done, "text": refit.text, "seconds": refit.seconds},

@@ -228,7 +228,8 @@ def recover(
     if session.store.begin(name, rung, {k: trial[k] for k in kept if k in trial} | {"seconds": trained}):
         session.progress.trying(f"recovering {name} for {seconds:.0f} s (round {rung})")
         try:
-            before = checkpoint(session, name, rung - 1) if rung > 1 else None
+            # a round may call back one that the round before left out
+            before = checkpoint(session, name, trial["rung"]) if rung > 1 else None
             model = candidates.trained(session, cut, order, seconds, before)
             candidates.keep(cut, model, checkpoint(session, name, rung))
             deploy = candidates.deployed(cut, session.brisk)

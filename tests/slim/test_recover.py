@@ -1,0 +1,47 @@
+"""Rounds of recovery: a candidate goes on from its own last weights, also where a round left it out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lightformers.slim import search
+from lightformers.slim.store import Store
+
+
+class Told(SimpleNamespace):
+    """As much of a progress display as is spoken to."""
+
+    def trying(self, line: str) -> None:
+        self.said = line
+
+
+@pytest.fixture
+def session(tmp_path: Path) -> Any:
+    store = Store(tmp_path / "out")
+    interval = SimpleNamespace(estimate=0.9, low=0.8, high=1.0, bound=0.85, confidence=0.95)
+    return SimpleNamespace(
+        store=store, progress=Told(), brisk=None, settings=SimpleNamespace(seed=0), out=store.out,
+        score=lambda *rest: SimpleNamespace(value=1.0), compare=lambda *rest: interval, warn=lambda line: pytest.fail(line),
+    )  # fmt: skip
+
+
+def test_a_candidate_that_sat_out_a_round_goes_on(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Path | None] = []
+
+    def trained(session: Any, cut: Any, order: Any, seconds: float, before: Path | None) -> Any:
+        begun.append(before)
+        return None
+
+    monkeypatch.setattr(search.candidates, "trained", trained)
+    monkeypatch.setattr(search.candidates, "keep", lambda cut, model, path: None)
+    monkeypatch.setattr(search.candidates, "deployed", lambda cut, brisk: brisk)
+    monkeypatch.setattr(search, "interval_dict", vars)
+    first = {"name": "2 blocks", "rung": 0, "cut": {"blocks": 2}, "cost": 1.0, "seconds": 0.0}
+    once = search.recover(session, first, 1, 5.0, (0, 1))
+    last = search.recover(session, once, 3, 40.0, (0, 1))
+    assert begun[0] is None and begun[1] == search.checkpoint(session, "2 blocks", 1)
+    assert last["rung"] == 3 and last["seconds"] == 45.0
