@@ -87,6 +87,7 @@ def save(
             try:
                 exported = _by_transformers(module, inputs, deploy, sets)
                 exported.config = bundle.model.config
+                openvino_runner.unfused(exported.program)
                 exported.program.set_rt_info(settings["INFERENCE_PRECISION_HINT"], _HINT)
                 exported.save_pretrained(new)
                 if (
