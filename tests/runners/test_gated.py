@@ -32,7 +32,7 @@ bundle = Bundle(model, Numbers(), "causal-lm", max_length=32)
 examples = [{"text": " ".join(str(1 + (i * j) % 60) for i in range(20))} for j in range(1, 4)]
 swishes = [n for n in openvino_runner.convert(bundle, examples).get_ops() if n.get_type_name() == "Swish"]
 assert swishes and all(n.get_input_size() == 2 for n in swishes)
-runner = runners.build(bundle, lf.Deploy("openvino", "bf16", "sorted", 8, threads=1))
+runner = runners.build(bundle, lf.Deploy("openvino", "bf16", "sorted", 8, threads=1), examples)
 found = runner(examples, lambda outputs, batch: [np.asarray(row) for row in outputs["logits"]])
 with torch.no_grad():
     right = model(input_ids=bundle.collate(examples).inputs["input_ids"]).logits.numpy()
