@@ -27,7 +27,7 @@ from lightformers.steps import Run
 _BATCH_TOKENS = 2048
 _REMEMBERED_MODELS = 3
 #: Bytes of second moments that are held at a time; a model with more is run through once for each such group of layers.
-_MOMENTS = 3 << 25
+_MOMENTS = 1 << 27
 
 
 @dataclass
