@@ -45,7 +45,7 @@ INTRO = """# Which method should I use on my model?
 Every compression method that can be used on a model, asked for the same size, with the same seconds of training on the
 same data without labels (methods marked "labels" cannot do without them), scored on the same examples, which no method has
 seen. `lightformers compare MODEL --task ... --data ...` makes this table for your own model: the ranking is not the same
-for all, as the four below show.
+for all, as those below show.
 
 "Of the original" is the ratio of the metric (more is better) with a paired 95 % bootstrap interval. "Blocks" is the share
 of the transformer blocks' bytes that is left, as stored. Speeds are times as fast as the original, both run in turn on this
