@@ -42,7 +42,7 @@ class Cut:
     def name(self) -> str:
         if self.method:
             return f"{self.method} {self.ratio:g}"
-        parts = [f"{self.blocks} blocks"]
+        parts = [f"{self.blocks} block{'' if self.blocks == 1 else 's'}"]
         parts += [f"{k} {v:g}" for k, v in (("ffn", self.channels), ("heads", self.heads)) if v < 1]
         parts += [f"{k} {v:g}" for k, v in (("width", self.width), ("rank", self.rank)) if v < 1]
         return ", ".join(parts)
