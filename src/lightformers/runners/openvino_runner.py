@@ -25,6 +25,10 @@ from lightformers.telemetry import quiet, silence
 CALIBRATION_BATCH = 8
 
 
+#: Seconds without news after which requests are asked whether they failed.
+PATIENCE = 2.0
+
+
 class OpenVINORunner:
     """Runs a compiled OpenVINO graph. Padding a batch and reducing another go on while the streams compute."""
 
@@ -62,8 +66,20 @@ class OpenVINORunner:
         free = list(range(len(self.requests)))
         running: dict[int, tuple[int, Any]] = {}
 
+        def finished() -> int:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    place = done.get(timeout=PATIENCE)
+                    if place in running:
+                        return place
+                    continue
+                # a request that failed calls nobody back: asking it raises what went wrong
+                for place in running:
+                    if self.requests[place].wait_for(0):
+                        return place
+
         def collect() -> None:
-            place = done.get()
+            place = finished()
             self.requests[place].wait()  # raises here what went wrong in the stream
             k, batch = running.pop(place)
             results[k] = reduce(self._take(self.requests[place]), batch)
