@@ -105,14 +105,24 @@ def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) ->
                     continue
                 deploy = one.recipe.deploy
                 known = _known(session, deploy) if finalist.name == UNCUT else None
-                if known and session.brief and any(_able(session, f) for f in scored):
-                    built[one.name] = session.runner(
-                        session.bundle, deploy
-                    )  # as quick as it would be delivered
-                else:
-                    session.progress.trying(f"finalist: {one.name}")
-                    built[one.name] = deliver(session, one)
-                known = known or _found(session, one, built[one.name])
+                try:
+                    if known and session.brief and any(_able(session, f) for f in scored):
+                        built[one.name] = session.runner(
+                            session.bundle, deploy
+                        )  # as quick as it would be delivered
+                    else:
+                        session.progress.trying(f"finalist: {one.name}")
+                        built[one.name] = deliver(session, one)
+                    known = known or _found(session, one, built[one.name])
+                except RuntimeError as error:  # its runtime cannot run this form of it; others may do
+                    if finalist.name == UNCUT:
+                        raise
+                    session.warn(
+                        f"{one.name} does not run and is left out: {str(error).strip().splitlines()[-1]}"
+                    )
+                    if one.name in built:
+                        built.pop(one.name).close()
+                    continue
                 one.record = finalist.record | known
                 scored.append(one)
                 passed = passed or _able(session, one)
