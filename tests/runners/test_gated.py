@@ -15,7 +15,7 @@ import torch
 import lightformers as lf
 from lightformers import runners
 from lightformers.bundle import Bundle
-from lightformers.runners import openvino_runner
+from lightformers.runners import openvino_graph
 
 
 class Numbers:
@@ -30,7 +30,7 @@ layers = [{"mixer": {"kind": "attention", "heads": 3}, "ffn": {"kind": "swiglu",
 model = lf.create_model("transformer-3m", vocab_size=64, layers=layers).eval()
 bundle = Bundle(model, Numbers(), "causal-lm", max_length=32)
 examples = [{"text": " ".join(str(1 + (i * j) % 60) for i in range(20))} for j in range(1, 4)]
-swishes = [n for n in openvino_runner.convert(bundle, examples).get_ops() if n.get_type_name() == "Swish"]
+swishes = [n for n in openvino_graph.convert(bundle, examples).get_ops() if n.get_type_name() == "Swish"]
 assert swishes and all(n.get_input_size() == 2 for n in swishes)
 runner = runners.build(bundle, lf.Deploy("openvino", "bf16", "sorted", 8, threads=1), examples)
 found = runner(examples, lambda outputs, batch: [np.asarray(row) for row in outputs["logits"]])

@@ -136,7 +136,7 @@ def test_openvino_errors_in_reduce_leave_the_runner_usable():
 
 def test_openvino_folder_runs_an_exported_graph(tmp_path):
     ov = pytest.importorskip("openvino")
-    from lightformers.runners.openvino_runner import convert
+    from lightformers.runners.openvino_graph import convert
 
     mine = bundle()
     with pytest.raises(UserError, match="0 OpenVINO graphs"):

@@ -23,7 +23,7 @@ from lightformers.export.graph import (
 from lightformers.files import replacing
 from lightformers.models.registry import MODELS
 from lightformers.processors import Processor
-from lightformers.runners import openvino_runner
+from lightformers.runners import openvino_graph, openvino_runner
 from lightformers.runners.unfold import without_unfold
 from lightformers.steps import Deploy
 from lightformers.telemetry import quiet
@@ -78,7 +78,7 @@ def save(
     if deploy.precision == "int8":
         sets = [
             {name: torch.from_numpy(value) for name, value in batch.items()}
-            for batch in openvino_runner.calibration_batches(bundle, examples, deploy.calibration)
+            for batch in openvino_graph.calibration_batches(bundle, examples, deploy.calibration)
         ]
     how, note = "transformers.exporters", ""
     target = Path(folder) / "openvino"
@@ -87,7 +87,7 @@ def save(
             try:
                 exported = _by_transformers(module, inputs, deploy, sets)
                 exported.config = bundle.model.config
-                openvino_runner.unfused(exported.program)
+                openvino_graph.unfused(exported.program)
                 exported.program.set_rt_info(settings["INFERENCE_PRECISION_HINT"], _HINT)
                 exported.save_pretrained(new)
                 if (
@@ -114,7 +114,7 @@ def save(
         if deploy.precision.startswith("int8"):
             how += f" + nncf {nncf.__version__}"
         with quiet():
-            avoid = sorted(openvino_runner.awkward_lengths(openvino.Core().read_model(str(new / FILE))))
+            avoid = sorted(openvino_graph.awkward_lengths(openvino.Core().read_model(str(new / FILE))))
             avoid = [] if isinstance(bundle.processor, Processor) else avoid  # series and rows are not padded
         write_deploy(new, bundle, deploy, settings, how, list(inputs), avoid)
         size = size_of(new)
@@ -152,10 +152,10 @@ def _halve(folder: Path) -> None:
 
 
 def _by_openvino(bundle: Bundle, deploy: Deploy, examples: Sequence[Example]) -> Any:
-    program = openvino_runner.convert(bundle, examples)
+    program = openvino_graph.convert(bundle, examples)
     if deploy.precision == "int8":
-        return openvino_runner.quantize(program, bundle, examples, deploy.calibration)
-    return openvino_runner.compress_weights(program) if deploy.precision == "int8-weights" else program
+        return openvino_graph.quantize(program, bundle, examples, deploy.calibration)
+    return openvino_graph.compress_weights(program) if deploy.precision == "int8-weights" else program
 
 
 def _line(error: BaseException) -> str:
