@@ -40,3 +40,13 @@ class MissingExtra(UserError):
         super().__init__(
             f"{package} is needed here and is not installed. Install it with: pip install 'lightformers[{extra}]'"
         )
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in a line of at most 200 characters: what lightformers itself refused with, where that stands
+    anywhere behind the error, else the error's own first line."""
+    behind: BaseException | None = error
+    while behind is not None and not isinstance(behind, UserError):
+        behind = behind.__cause__ or behind.__context__
+    said = str(behind or error).strip() or type(error).__name__
+    return said.splitlines()[0][:200]

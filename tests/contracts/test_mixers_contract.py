@@ -68,7 +68,7 @@ MIXER_OPTIONS: dict[str, dict[str, Any]] = {
 }
 FFN_OPTIONS: dict[str, dict[str, Any]] = {
     "bit-swiglu": {"hidden": 20},
-    "memory": {"bits": 4},
+    "memory, a layer": {"bits": 4},  # there is a mixer of that name
     "mlp": {"hidden": 24, "activation": "squared_relu", "bias": True},
     "mlp, polynomial": {"hidden": 24, "activation": "poly_norm"},
     "pattention": {"tokens": 24},

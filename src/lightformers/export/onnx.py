@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightformers.bundle import Bundle, Example
-from lightformers.errors import MissingExtra, ModelError, UserError
+from lightformers.errors import MissingExtra, ModelError, UserError, reason
 from lightformers.export.graph import (
     Exported,
     moving_axes,
@@ -57,8 +57,7 @@ def save(
                 exported.config = bundle.model.config
                 exported.save_pretrained(new)
             except Exception as error:
-                line = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-                raise ModelError(f"this model cannot be converted to ONNX: {line}") from error
+                raise ModelError(f"this model cannot be converted to ONNX: {reason(error)}") from error
         write_deploy(new, bundle, deploy, {}, how, list(inputs))
         size = size_of(new)
     return Exported(target, size, how)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightformers.bundle import Bundle, Example
-from lightformers.errors import MissingExtra, ModelError, UserError
+from lightformers.errors import MissingExtra, ModelError, UserError, reason
 from lightformers.export.graph import (
     Exported,
     moving_axes,
@@ -98,14 +98,15 @@ def save(
             except Exception as first:  # an exporter's own failure: the other converter may still serve
                 how = "openvino.convert_model"
                 note = (
-                    f"transformers' exporter could not take this model ({_line(first)}): converted by OpenVINO itself, "
+                    f"transformers' exporter could not take this model ({reason(first)}): converted by OpenVINO itself, "
                     "so plain OpenVINO opens it and ExportedModel.from_pretrained does not"
                 )
                 try:
                     program = _by_openvino(bundle, deploy, examples)
                 except Exception as second:
+                    why = dict.fromkeys([reason(first), reason(second)])
                     raise ModelError(
-                        f"this model cannot be converted to OpenVINO: {_line(first)}; {_line(second)}"
+                        f"this model cannot be converted to OpenVINO: {'; '.join(why)}"
                     ) from second
                 program.set_rt_info(settings["INFERENCE_PRECISION_HINT"], _HINT)
                 openvino.save_model(program, str(new / FILE), compress_to_fp16=False)
@@ -156,7 +157,3 @@ def _by_openvino(bundle: Bundle, deploy: Deploy, examples: Sequence[Example]) ->
     if deploy.precision == "int8":
         return openvino_graph.quantize(program, bundle, examples, deploy.calibration)
     return openvino_graph.compress_weights(program) if deploy.precision == "int8-weights" else program
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

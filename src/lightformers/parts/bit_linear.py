@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from lightformers.errors import UserError
 from lightformers.parts.blocks import straight_through
 from lightformers.parts.packed_layers import PackedLinear
+from lightformers.parts.recording import recorded
 
 #: The least peak of a token and the least mean of a matrix that a scale is made from.
 FLOOR = 1e-5
@@ -68,7 +69,7 @@ class BitLinear(nn.Module):
         weight: Tensor = self.weight
         if self.ternary:
             # where gradients are wanted the weight is about to change
-            keep = not (torch.is_grad_enabled() or weight.is_inference() or weight.is_meta)
+            keep = not (torch.is_grad_enabled() or weight.is_inference() or weight.is_meta or recorded())
             with torch.no_grad():
                 codes, scale = token_codes(x)
                 rounded, held = codes / scale, self._rounded(keep)

@@ -35,11 +35,6 @@ def eager(x: Tensor) -> bool:
     return plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
-def recorded() -> bool:
-    """Whether torch writes down what is done, to run it elsewhere on other numbers: none of them may be looked at."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
-
-
 def turns(place: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """(batch or 1, n) positions -> cos and sin, (batch or 1, 1, n, size / 2).
 

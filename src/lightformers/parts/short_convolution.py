@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightformers.errors import UserError
 from lightformers.kernels.causal_convolution import causal_convolution
 from lightformers.parts.mixers import State, places
+from lightformers.parts.recording import recorded
 
 
 class ShortConvolution(nn.Module):
@@ -29,13 +30,12 @@ class ShortConvolution(nn.Module):
         if mask is None:
             return self._convolve(nn.functional.pad(x, (0, 0, self.kernel - 1, 0)))
         x = x * (mask != 0).to(x.dtype)[..., None]
-        if not _several(mask):
+        if not recorded() and not _several(mask):
             return self._convolve(nn.functional.pad(x, (0, 0, self.kernel - 1, 0)))
-        place = places(
-            mask
-        )  # with several documents in a row, taps that reach before a document's start are shut
+        # with several documents in a row, taps that reach before a document's start are shut
+        place = places(mask)
         out = x * self.weight[:, 0, -1].to(x.dtype)
-        for j in range(1, min(self.kernel, x.shape[1])):
+        for j in range(1, self.kernel if recorded() else min(self.kernel, x.shape[1])):
             tap = nn.functional.pad(x, (0, 0, j, 0))[:, :-j] * (place >= j).to(x.dtype)[..., None]
             out = out + tap * self.weight[:, 0, self.kernel - 1 - j].to(x.dtype)
         return out if self.bias is None else out + self.bias.to(x.dtype)

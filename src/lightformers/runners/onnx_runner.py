@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightformers.bundle import Bundle, Encoded, Example
-from lightformers.errors import MissingExtra, ModelError
+from lightformers.errors import MissingExtra, ModelError, reason
 from lightformers.runners.batching import in_order, plan
 from lightformers.runners.named import Traceable, example_batch, numpy_inputs, to_tensor
 from lightformers.steps import Deploy
@@ -104,7 +104,7 @@ def convert(bundle: Bundle, path: Path, examples: Sequence[Example] | None = Non
                 dynamic_shapes=(shapes,), dynamo=True, external_data=False, optimize=True, verbose=False,
             )  # fmt: skip
     except Exception as error:
-        raise ModelError(f"this model cannot be converted to ONNX: {error}") from error
+        raise ModelError(f"this model cannot be converted to ONNX: {reason(error)}") from error
     finally:
         for m in training:
             m.training = True

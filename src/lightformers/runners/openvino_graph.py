@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from lightformers.bundle import Bundle, Example
-from lightformers.errors import MissingExtra, ModelError
+from lightformers.errors import MissingExtra, ModelError, reason
 from lightformers.runners.batching import by_length
 from lightformers.runners.named import WANTED, Traceable, example_batch, numpy_inputs
 from lightformers.runners.unfold import without_unfold
@@ -45,7 +45,7 @@ def convert(bundle: Bundle, examples: Sequence[Example] | None = None) -> Any:
             names = list(module(*tensors))
             model = ov.convert_model(module, example_input=tensors)
     except Exception as error:
-        raise ModelError(f"OpenVINO cannot convert this model: {error}") from error
+        raise ModelError(f"OpenVINO cannot convert this model: {reason(error)}") from error
     finally:
         for m in training:
             m.training = True

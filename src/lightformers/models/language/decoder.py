@@ -17,7 +17,7 @@ from lightformers.models.language.states import States
 from lightformers.models.registry import register
 from lightformers.parts.bit_linear import BitLinear
 from lightformers.parts.mixers import places, starts
-from lightformers.parts.positions import recorded
+from lightformers.parts.recording import recorded
 
 
 class DecoderConfig(PretrainedConfig):
@@ -247,11 +247,11 @@ class Decoder(PreTrainedModel, GenerationMixin):
         if mask is None:
             return None
         n, seen = x.shape[1], 0 if past is None else past.seen
-        if mask.ndim != 2 or len(mask) != len(x) or mask.shape[1] not in (n, seen + n):
+        if mask.ndim != 2 or mask.shape[0] != x.shape[0] or mask.shape[1] not in (n, seen + n):
             raise UserError(
                 f"attention_mask is (batch, n), here {(len(x), n)}{f' or {(len(x), seen + n)}' if seen else ''}, not {tuple(mask.shape)}"
             )
-        mask = mask[:, -n:].long()
+        mask = (mask if past is None else mask[:, -n:]).long()
         if recorded():
             return mask
         if past is not None and bool((mask.amax(1, keepdim=True) != mask).logical_and(mask != 0).any()):

@@ -14,6 +14,7 @@ from lightformers.errors import UserError
 from lightformers.models.language.layers import NORMS, build, checked, completed, drawn, norm
 from lightformers.models.registry import register
 from lightformers.parts.positions import sinusoids
+from lightformers.parts.recording import recorded
 
 POOLINGS = ("mean", "cls", "sum")
 
@@ -125,9 +126,9 @@ class Encoder(PreTrainedModel):
             raise UserError(f"attention_mask is (batch, n), here {tuple(x.shape[:2])}, not {tuple(attention_mask.shape)}")  # fmt: skip
         mask = attention_mask
         if mask is not None:
-            mask = None if bool((mask != 0).all()) else (mask != 0).long()
+            mask = None if not recorded() and bool((mask != 0).all()) else (mask != 0).long()
         if self.first is not None:
-            x = torch.cat([self.first.to(x.dtype).expand(len(x), 1, -1), x], 1)
+            x = torch.cat([self.first.to(x.dtype).expand(x.shape[0], 1, -1), x], 1)
             mask = None if mask is None else nn.functional.pad(mask, (1, 0), value=1)
         x = self._place(x, mask)
         if self.config.dropout:
@@ -150,7 +151,7 @@ class Encoder(PreTrainedModel):
             place = torch.arange(n, device=x.device)[None]
         else:
             place = (mask.cumsum(1) - 1).clamp(min=0)
-        longest = n if mask is None or limit is None or n <= limit else int(place.max()) + 1
+        longest = n if mask is None or limit is None or recorded() or n <= limit else int(place.max()) + 1
         if limit is not None and longest > limit:
             extra = " (the class token counts)" if self.first is not None else ""
             raise UserError(f"{longest} tokens{extra} are more than the {limit} positions that this model was made for")  # fmt: skip

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightformers.errors import UserError
 from lightformers.parts.attention.hashing import Hash, ValueBias, code_attention, codes, fit
+from lightformers.parts.recording import recorded
 
 #: Picojoules of a 32-bit multiplication and addition (45 nm).
 MULTIPLY, ADD = 3.7, 0.9
@@ -59,7 +60,7 @@ class EcoFormerAttention(nn.Module):
         self.fitted.fill_(True)
 
     def forward(self, q: Tensor, k: Tensor | None, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        if not bool(self.fitted):
+        if not recorded() and not bool(self.fitted):
             if not self.training:
                 raise UserError("this hash has not been learned: run a batch in training, or call fit(q)")
             self.fit(q, mask)

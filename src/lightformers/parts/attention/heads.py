@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import UserError
+from lightformers.parts.recording import recorded
 
 
 def softmax(scores: Tensor, seen: Tensor | None) -> Tensor:
@@ -64,8 +65,7 @@ def run(
     there = mask != 0
     if getattr(core, "anywhere", False):
         return core(q, k, v, there, **extra)
-    # a graph must hold for other masks too
-    if not (torch.jit.is_tracing() or torch.compiler.is_compiling()):
+    if not (recorded() or torch.compiler.is_compiling()):  # a graph must hold for other masks too
         if bool(there.all()):
             return core(q, k, v, **extra)
         if not bool((there[:, 1:] & ~there[:, :-1]).any()):

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lightformers.errors import ModelError
 from lightformers.parts.attention.heads import run
 from lightformers.parts.attention.interface import CORE
 from lightformers.parts.attention.table import make_core
+from lightformers.parts.recording import refuse
 
 NAME = "lf_core"
 #: What an attention may be given besides q, k, v that no core can honour.
@@ -36,12 +36,8 @@ class SwappedAttention(nn.Module):
         return {"core": self.kind, "heads": self.heads, "size": self.size, "options": self.options}
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-        exporting = getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
-        if (torch.jit.is_tracing() or exporting) and not getattr(self.core, "anywhere", False):
-            raise ModelError(
-                f"a graph of {self.kind} attention would hold for one length only: run it in torch, or swap for "
-                "linear or performer"
-            )
+        if not getattr(self.core, "anywhere", False):
+            refuse(f"{self.kind} attention", "swap for linear or performer")
         return run(self.core, q, k, v, mask)
 
     def extra_repr(self) -> str:

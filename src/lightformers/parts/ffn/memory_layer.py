@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightformers.errors import UserError
+from lightformers.parts.recording import refuse
 
 Score = Literal["projected", "corner"]
 
@@ -71,6 +72,7 @@ class MemoryLayer(nn.Module):
             nn.init.normal_(self.bias, std=0.001)
 
     def forward(self, x: Tensor) -> Tensor:
+        refuse("a memory layer")
         return self.read(*address(x.flatten(0, -2), self.bits, self.score)).unflatten(0, x.shape[:-1])
 
     def read(self, codes: Tensor, scores: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lightformers.errors import UserError
+from lightformers.parts.recording import recorded
 
 #: Numbers that are worked on at a time on a processor.
 _PIECE = 1 << 16
@@ -24,6 +25,8 @@ def poly_relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """sum_k a_k relu(x)^k + a_0, element by element. weight: (r,) = a_r, ..., a_1; bias: (1,) = a_0. Raises UserError
     for whole numbers."""
     _check(x, weight)
+    if recorded():
+        return _plain(_ReLUForm(), x, weight, bias)
     out: Tensor = _PolyReLU.apply(x, weight, bias)
     return out
 
@@ -36,6 +39,8 @@ def poly_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float = 1e-6) -> Ten
     _check(x, weight)
     if x.shape[-1] == 1:
         warnings.warn("PolyNorm over one channel sees no more than its sign", stacklevel=2)
+    if recorded():
+        return _plain(_NormForm(eps), x, weight, bias)
     out: Tensor = _PolyNorm.apply(x, weight, bias, eps)
     return out
 
@@ -94,6 +99,12 @@ def _check(x: Tensor, weight: Tensor) -> None:
 
 def _wide(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _plain(form: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """In one piece and without gradients of our own: what other runtimes can read."""
+    out: Tensor = form.forward(_wide(x), _wide(weight)) + bias
+    return out.to(x.dtype)
 
 
 def _pieces(x: Tensor) -> tuple[Tensor, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lightformers.errors import UserError
-from lightformers.parts.positions import recorded
+from lightformers.parts.recording import recorded
 
 State = dict[
     str, Tensor

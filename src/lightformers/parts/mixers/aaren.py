@@ -10,6 +10,7 @@ from lightformers.kernels import prefix_softmax as kernel
 from lightformers.parts.initial import linear, residual
 from lightformers.parts.mixers import State, starts
 from lightformers.parts.mixers.relative import join, split
+from lightformers.parts.recording import refuse
 
 
 class Aaren(nn.Module):
@@ -48,6 +49,7 @@ class Aaren(nn.Module):
         self.out = linear(width, width, bias, residual(std, layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("aaren")
         scores, values = self._project(x)
         first = None if mask is None else starts(mask)
         y, _ = kernel.prefix_softmax(scores, values, mask, None, first, self.block)

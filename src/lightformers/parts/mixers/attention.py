@@ -10,7 +10,8 @@ from lightformers.parts.attention.softmax import attend, documents
 from lightformers.parts.initial import linear, once, residual
 from lightformers.parts.mixers import State, keys, places, starts
 from lightformers.parts.mixers.relative import join, split
-from lightformers.parts.positions import recorded, rotary_size, turn, turns
+from lightformers.parts.positions import rotary_size, turn, turns
+from lightformers.parts.recording import recorded
 
 
 class Attention(nn.Module):

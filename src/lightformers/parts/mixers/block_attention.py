@@ -14,6 +14,7 @@ from lightformers.parts.initial import linear, residual
 from lightformers.parts.mixers import State, keys
 from lightformers.parts.mixers.relative import join, split
 from lightformers.parts.positions import rotary_size, turn, turns
+from lightformers.parts.recording import refuse
 
 
 class BlockAttention(nn.Module):
@@ -47,6 +48,7 @@ class BlockAttention(nn.Module):
         self.out = linear(heads * size, width, bias if out_bias is None else out_bias, last)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("block attention")
         out: Tensor = self.out(self._mixed(x) if mask is None else alone(self._mixed, mask, x))
         return out
 

@@ -17,6 +17,7 @@ from lightformers.parts.attention.combiner import Pool
 from lightformers.parts.documents import alone, gathered, to_front
 from lightformers.parts.mixers import State, segments
 from lightformers.parts.mixers.relative import join, split
+from lightformers.parts.recording import refuse
 
 #: Levels of spans in a decoding state of Combiner-Logsparse: 2^32 tokens.
 _LEVELS = 32
@@ -65,6 +66,7 @@ class Combiner(nn.Module):
         self.projections = _Heads(width, heads, bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("combiner attention")
         if mask is None:
             return self._mixed(x)
         if self.causal:
@@ -122,6 +124,7 @@ class CombinerAxial(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("combiner attention")
         return self._mixed(x) if mask is None else alone(self._mixed, mask, x)
 
     def begin(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> State:
@@ -163,6 +166,7 @@ class CombinerLogsparse(nn.Module):
         self.projections = _Heads(width, heads, bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("combiner attention")
         return self._mixed(x) if mask is None else alone(self._mixed, mask, x)
 
     def begin(self, batch: int, device: torch.device | str, dtype: torch.dtype) -> State:

@@ -11,6 +11,7 @@ from lightformers.kernels import delta_rule as kernel
 from lightformers.parts.mixers import State, starts
 from lightformers.parts.mixers.relative import join, split
 from lightformers.parts.mixers.streams import ConvolvedStreams, unit
+from lightformers.parts.recording import refuse
 
 
 class DeltaNet(nn.Module):
@@ -62,6 +63,7 @@ class DeltaNet(nn.Module):
                 nn.init.normal_(layer.weight, std=std)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("deltanet")
         first = None if mask is None else starts(mask)
         q, k, v, beta = self._heads(x, self.streams(x, mask), mask)
         y, _ = kernel.delta_rule(q, k, v, beta, None, first, self.chunk)

@@ -12,6 +12,7 @@ from lightformers.errors import UserError
 from lightformers.parts.attention.heads import run
 from lightformers.parts.attention.table import CORES, core_class, make_core, options_of
 from lightformers.parts.mixers.relative import join, split
+from lightformers.parts.recording import refuse
 
 
 class EfficientAttention(nn.Module):
@@ -53,6 +54,8 @@ class EfficientAttention(nn.Module):
                     nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        if not getattr(self.core, "anywhere", False):
+            refuse(f"{type(self.core).__name__}", "take linear or performer")
         q, k, v = self._project(self.projections, x)
         assert v is not None
         again: Any = None if self.second is None else self._project(self.second, x)

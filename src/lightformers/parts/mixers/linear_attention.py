@@ -11,6 +11,7 @@ from lightformers.kernels import linear_attention as kernel
 from lightformers.parts.mixers import State, starts
 from lightformers.parts.mixers.relative import join, split
 from lightformers.parts.mixers.streams import ConvolvedStreams, unit
+from lightformers.parts.recording import refuse
 
 FEATURES = ("unit", "elu")
 
@@ -53,6 +54,7 @@ class LinearAttention(nn.Module):
         nn.init.normal_(self.out.weight, std=std)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("linear attention")
         first = None if mask is None else starts(mask)
         y, _ = kernel.linear_attention(*self._heads(self.streams(x, mask), mask), None, first, self.chunk)
         return self._leave(y)

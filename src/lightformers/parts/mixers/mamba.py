@@ -11,6 +11,7 @@ from torch.nn import functional
 from lightformers.errors import UserError
 from lightformers.kernels.selective_scan import selective_scan
 from lightformers.parts.mixers import State, held, restarts
+from lightformers.parts.recording import refuse
 from lightformers.parts.short_convolution import ShortConvolution
 
 
@@ -51,6 +52,7 @@ class Mamba(nn.Module):
             self.out_proj.weight.div_(math.sqrt(layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("mamba")
         u, gate = self.in_proj(x).chunk(2, -1)
         u = functional.silu(self.conv1d(u, mask))
         return self._out(self._scan(u, mask, None, restarts(mask))[0], u, gate)

@@ -16,6 +16,7 @@ from lightformers.kernels.ssd import ssd
 from lightformers.parts.gated_norm import GatedRMSNorm
 from lightformers.parts.mixers import State, held, restarts
 from lightformers.parts.mixers.mamba import step_bias
+from lightformers.parts.recording import refuse
 from lightformers.parts.short_convolution import ShortConvolution
 
 
@@ -56,6 +57,7 @@ class Mamba2(nn.Module):
             self.out_proj.weight.div_(math.sqrt(layers))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("mamba2")
         gate, mixed, step = self._split(x)
         mixed = functional.silu(self.conv1d(mixed, mask))
         return self._out(self._scan(mixed, step, mask, None, restarts(mask))[0], gate)

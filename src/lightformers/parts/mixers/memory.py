@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightformers.parts.ffn.memory_layer import MemoryLayer, Score
 from lightformers.parts.mixers import State
 from lightformers.parts.mixers.attention import Attention
+from lightformers.parts.recording import refuse
 
 
 class MemoryAttention(nn.Module):
@@ -31,6 +32,7 @@ class MemoryAttention(nn.Module):
         self.attention.out = nn.Identity()  # type: ignore[assignment]
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("attention in memory layers")
         out: Tensor = self.attention(x, mask)
         return out
 

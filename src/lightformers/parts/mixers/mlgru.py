@@ -17,6 +17,7 @@ from lightformers.kernels.linear_scan import linear_scan
 from lightformers.parts.bit_linear import BitLinear
 from lightformers.parts.initial import residual
 from lightformers.parts.mixers import State, starts
+from lightformers.parts.recording import refuse
 
 GATES = ("norm", "paper")
 
@@ -80,6 +81,7 @@ class MLGRU(nn.Module):
         return shares[1 : place + 1].sum(0)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        refuse("an MLGRU")
         forget, new = self._gates(x, mask)
         if mask is not None:
             forget = forget * ~starts(mask)[..., None]

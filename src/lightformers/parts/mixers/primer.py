@@ -12,6 +12,7 @@ from lightformers.parts.mixers import State, keys, places, starts
 from lightformers.parts.mixers.relative import join, split
 from lightformers.parts.mixers.streams import ConvolvedStreams
 from lightformers.parts.positions import rotary_size, turn, turns
+from lightformers.parts.recording import recorded
 
 
 class PrimerAttention(nn.Module):
@@ -62,7 +63,11 @@ class PrimerAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         owner, place = None, torch.arange(x.shape[1], device=x.device)[None]
-        if mask is not None and bool(starts(mask)[:, 1:].any()):
+        if (
+            mask is not None and recorded()
+        ):  # only distances within a document count, so any first place serves
+            owner = documents(mask)
+        elif mask is not None and bool(starts(mask)[:, 1:].any()):
             owner, place = documents(mask), places(mask)
         # else: one document each that starts at once, and a causal token never sees the padding behind it
         q, k, v = self._heads(self.streams(x, mask), place)

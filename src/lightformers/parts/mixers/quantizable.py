@@ -15,6 +15,7 @@ from lightformers.parts.initial import linear, residual
 from lightformers.parts.mixers import State, keys, places, starts
 from lightformers.parts.mixers.relative import join, split
 from lightformers.parts.positions import rotary_size, turn, turns
+from lightformers.parts.recording import recorded
 
 
 class QuantizableMixer(nn.Module):
@@ -47,7 +48,9 @@ class QuantizableMixer(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         owner, place = None, torch.arange(x.shape[1], device=x.device)[None]
-        if mask is not None and bool(starts(mask)[:, 1:].any()):
+        if mask is not None and recorded():  # as in `Attention`
+            owner = documents(mask)
+        elif mask is not None and bool(starts(mask)[:, 1:].any()):
             owner, place = documents(mask), places(mask)
         q, k, v = self._project(x, place)
         return self._write(x, self._weigh(q, k, v, visible(x.shape[1], owner, self.window, True, x.device)))
