@@ -223,12 +223,15 @@ def _word_starts(word_ids: Sequence[int | None]) -> list[int]:
     return [-1 if w is None or (i and word_ids[i - 1] == w) else w for i, w in enumerate(word_ids)]
 
 
-def load(path: str | Path, task: str | None = None, trust_remote_code: bool = False) -> Bundle:
+def load(
+    path: str | Path, task: str | None = None, trust_remote_code: bool = False, processor: Any = None
+) -> Bundle:
     """Load a Hugging Face folder or hub name, a sentence-transformers folder, or a folder lightformers wrote.
 
-    task: which head is wanted; None takes the architecture that the config names.
+    task: which head is wanted; None takes the architecture that the config names. processor: a tokenizer or other
+    processor instead of the folder's own.
     Raises ModelError for pickle-only checkpoints, models that need remote code, NaN weights, wrong heads.
     """
     from lightformers.loading import load_bundle
 
-    return load_bundle(str(path), task, trust_remote_code)
+    return load_bundle(str(path), task, trust_remote_code, processor)

@@ -36,7 +36,7 @@ _POOLING_MODES = {
 }
 
 
-def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
+def load_bundle(name: str, task: str | None, trust_remote_code: bool, processor: Any = None) -> Bundle:
     """See `lightformers.load`."""
     silence()
     register()
@@ -51,7 +51,7 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
     sentence = sentence_transformer(folder)
     root = sentence["root"] if sentence else folder
     if (found := plain_class(json.loads((root / "config.json").read_text(encoding="utf-8")))) is not None:
-        return _plain(found, root, name, task)
+        return _plain(found, root, name, task, processor)
     config = read_config(root, trust_remote_code)
     if (folder / "lightformers.json").is_file():
         from lightformers.manifest import build_from_manifest
@@ -63,7 +63,7 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
     else:
         model, task = _model(root, config, task or ("embedding" if sentence else None), trust_remote_code)
     _check_weights(model)
-    processor = _processor(root, task, config)
+    processor = _processor(root, task, config) if processor is None else processor
     bundle = Bundle(model.eval(), processor, task, source=name, max_length=_max_length(processor, config))
     if sentence:
         bundle.pooling = sentence["pooling"]
@@ -74,7 +74,9 @@ def load_bundle(name: str, task: str | None, trust_remote_code: bool) -> Bundle:
     return bundle
 
 
-def _plain(found: tuple[Any, str | None], folder: Path, name: str, task: str | None) -> Bundle:
+def _plain(
+    found: tuple[Any, str | None], folder: Path, name: str, task: str | None, processor: Any
+) -> Bundle:
     """A model of ours that is no model of transformers; a processor where its files are there."""
     cls, head = found
     wanted = task or head
@@ -89,7 +91,8 @@ def _plain(found: tuple[Any, str | None], folder: Path, name: str, task: str | N
     _check_weights(model)
     files = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
     there = any((folder / file).is_file() for file in files)
-    processor = _processor(folder, wanted, None) if there else None
+    if processor is None and there:
+        processor = _processor(folder, wanted, None)
     length = getattr(getattr(model, "config", None), "length", None)
     return Bundle(
         model, processor, wanted, Pooling() if wanted == "embedding" else None, max_length=length, source=name
@@ -220,7 +223,8 @@ def _processor(folder: Path, task: str | None, config: Any) -> Any:
         if task is None:
             return None  # a bare backbone can be inspected and cut without one
         raise ModelError(
-            f"{folder} has no usable tokenizer or image processor: {str(error).splitlines()[0]}"
+            f"{folder} has no usable tokenizer or image processor ({str(error).splitlines()[0]}): save it there, with its "
+            "own save_pretrained"
         ) from error
 
 

@@ -178,7 +178,7 @@ def _model(plan: Plan, corpus: Corpus) -> Bundle:
     if Path(plan.model).is_dir():
         from lightformers.bundle import load
 
-        bundle = load(plan.model, task="causal-lm")
+        bundle = load(plan.model, task="causal-lm", processor=words)
         rows = bundle.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         if rows < len(words):
             raise UserError(

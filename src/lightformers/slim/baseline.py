@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lightformers import measure, memory, runners
 from lightformers.bundle import Bundle, Example
-from lightformers.slim.session import Session, installed, interval_dict, limited, runtime
+from lightformers.slim.session import Session, installed, interval_dict, limited
 from lightformers.stats import Interval, interval
 from lightformers.steps import Deploy
 
@@ -44,14 +44,15 @@ class Race:
         }
 
 
-def deploys(batch: int) -> dict[str, Deploy]:
+def deploys(session: Session) -> dict[str, Deploy]:
     """Name -> how a careful user would run the model unchanged. OpenVINO's default is bf16 where the CPU has it."""
+    batch = session.settings.batch
     names = {
         EAGER: Deploy(batching="padded", batch_size=batch),
         "eager fp32, sorted": Deploy(batching="sorted", batch_size=batch),
         "bf16, sorted": Deploy(precision="bf16", batching="sorted", batch_size=batch),
     }
-    if runtime() == "openvino":
+    if session.runtime == "openvino":
         default = "bf16" if measure.machine()["isa"].get("avx512_bf16") else "fp32"
         names["OpenVINO default, sorted"] = Deploy("openvino", default, "sorted", batch)  # type: ignore[arg-type]
         names[INT8] = Deploy("openvino", "int8", "sorted", batch)
@@ -61,7 +62,7 @@ def deploys(batch: int) -> dict[str, Deploy]:
 def quality(session: Session) -> list[dict[str, Any]]:
     """Rows of `report["baselines"]` without times. What computes in full precision is the original itself."""
     rows: list[dict[str, Any]] = []
-    for name, deploy in deploys(session.settings.batch).items():
+    for name, deploy in deploys(session).items():
         row = {"name": name, "deploy": str(deploy), "size_bytes": deployed_size(session.bundle, deploy)}
         row |= {"quality": None, "ratio": None}
         if deploy.precision != "fp32":
@@ -87,7 +88,7 @@ def race(
     """
     memory.release()
     built: dict[str, runners.Runner] = {}
-    for name, deploy in deploys(session.settings.batch).items():
+    for name, deploy in deploys(session).items():
         session.progress.trying(f"racing: {name}")
         built[name] = session.runner(session.bundle, deploy)
     built["chosen"] = chosen

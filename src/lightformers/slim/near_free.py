@@ -11,7 +11,7 @@ from lightformers.bundle import Example
 from lightformers.errors import UserError
 from lightformers.processors import Processor
 from lightformers.slim.baseline import call, deployed_size
-from lightformers.slim.session import Session, cores, runtime
+from lightformers.slim.session import Session, cores
 from lightformers.steps import Deploy, fields_of
 
 #: How much slower than the fastest is still as fast. On two shared cores with AMX the same two ways came out between 0.9
@@ -30,7 +30,7 @@ def deploys(session: Session) -> list[Deploy]:
     else:
         # Batches are filled to a budget of padded tokens: short texts ride in larger batches than `batch`.
         shapes = [{"batching": "sorted", "batch_size": 8 * batch, "max_tokens": n} for n in (1024, 2048)]
-    if runtime() == "openvino":
+    if session.runtime == "openvino":
         streams = [1] if goal == "latency" or cores() < 2 else [cores()] if session.brief else [cores(), 1]
         precisions = ["int8", "bf16"] if goal != "size" else ["int8"]
         return [
@@ -39,7 +39,9 @@ def deploys(session: Session) -> list[Deploy]:
             for shape in shapes
             for n in streams
         ]
-    options = [Deploy(precision="bf16", **shape) for shape in shapes]
+    # bf16 is no gain for every model: scans and other work that is no matrix product stay float32
+    shapes = shapes[-1:] if session.brief else shapes
+    options = [Deploy(precision=p, **shape) for p in ("bf16", "fp32") for shape in shapes]  # type: ignore[arg-type]
     if _packs(session):
         options.append(Deploy(precision="bf16", batching="packed", batch_size=8 * batch, max_tokens=4096))
     return options

@@ -11,7 +11,7 @@ import torch
 from lightformers import anatomy, runners, stats
 from lightformers.errors import DataError
 from lightformers.slim import methods
-from lightformers.slim.session import Session, runtime
+from lightformers.slim.session import Session
 from lightformers.slim.space import Space, draw
 from lightformers.steps import Deploy
 
@@ -47,13 +47,14 @@ def check(session: Session) -> Preflight:
                 f"the {needed} split holds {splits.get(needed, 0)} examples; at least 20 are needed to measure quality. "
                 "Give more data, or a file of its own for each split"
             )
+    session.settle()
     if hasattr(task, "set_reference"):
         _reference(session)
     space = draw(bundle, settings)
     found = anatomy.of(bundle.model) if space.readable else None
     family = found.family if found else type(bundle.model).__name__
     blocks = f"{len(found.blocks)} blocks" if found else "blocks unknown"
-    session.menu = methods.draw(bundle, task, settings, runtime(), session.brief)
+    session.menu = methods.draw(bundle, task, settings, session.runtime, session.brief)
     rate, per_batch, probe = _probe(session)
     loss = stats.resolvable(probe, settings.confidence, splits["verify"])
     allowed = (
@@ -65,7 +66,7 @@ def check(session: Session) -> Preflight:
     lines = [
         f"{family}: {blocks}, {bundle.parameters / 1e6:.{1 if bundle.parameters > 5e4 else 3}f} M parameters; {task.name}, {task.metric.name}",
         "data: " + ", ".join(f"{n:,} {name}" for name, n in splits.items() if n),
-        f"will try: {_tries(space, session.menu)}",
+        f"will try: {_tries(space, session)}",
         *(f"will not try {reason}" for reason in (*space.closed, *session.menu.closed)),
         f"quality of the original takes about {seconds:.0f} s to measure; training needs about {memory / 2**30:.1f} GiB",
         f"{splits['verify']:,} verification examples can resolve a loss of about {100 * loss:.2g} %",
@@ -92,7 +93,7 @@ def check(session: Session) -> Preflight:
 
 def _reference(session: Session) -> None:
     """Tasks that measure agreement with the original (plain texts) need its outputs once."""
-    runner = runners.build(session.bundle, session.exact)
+    runner = session.runner(session.bundle, session.exact)
     try:
         session.task.set_reference(runner)
     finally:
@@ -122,7 +123,8 @@ def _memory(parameters: int) -> int:
     return int(base * 5 * 1.125) + 700 * 2**20
 
 
-def _tries(space: Space, menu: methods.Menu) -> str:
+def _tries(space: Space, session: Session) -> str:
+    menu = session.menu
     kinds = {
         "blocks": space.blocks,
         "FFN channels": space.channels,
@@ -133,7 +135,7 @@ def _tries(space: Space, menu: methods.Menu) -> str:
     open_kinds = [f"{k} {min(v):g}..{max(v):g}" for k, v in kinds.items() if len(v) > 1]
     named = list(dict.fromkeys(name for name, _ in menu.points)) + list(menu.finishes)
     how = "relations, then outputs" if menu.relations else "distillation"
-    return "; ".join([*open_kinds, *named, f"recovery by {how}, int8 and bf16 on {runtime()}"])
+    return "; ".join([*open_kinds, *named, f"recovery by {how}, int8 and bf16 on {session.runtime}"])
 
 
 def to_dict(preflight: Preflight) -> dict[str, Any]:

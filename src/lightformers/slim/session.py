@@ -7,10 +7,11 @@ import importlib.util
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from lightformers import measure, runners, stats
 from lightformers.bundle import Bundle, Example
+from lightformers.errors import ModelError
 from lightformers.slim.methods import Menu
 from lightformers.slim.progress import Progress
 from lightformers.slim.settings import Settings
@@ -23,14 +24,14 @@ def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def runtime() -> str:
+def runtime() -> Literal["openvino", "torch"]:
     """The runtime that quality is scored on and results are deployed to: OpenVINO where it is installed."""
     return "openvino" if installed("openvino") and installed("nncf") else "torch"
 
 
 @dataclass
 class Session:
-    """One run of slim. `deadline` is on the monotonic clock."""
+    """One run of slim. `deadline` is on the monotonic clock. runtime: see `settle`."""
 
     bundle: Bundle
     task: Any
@@ -40,6 +41,7 @@ class Session:
     deadline: float
     warnings: list[str] = field(default_factory=list)
     menu: Menu = field(default_factory=Menu)
+    runtime: Literal["openvino", "torch"] = field(default_factory=runtime)
     _graphs: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def left(self) -> float:
@@ -60,12 +62,26 @@ class Session:
     @property
     def exact(self) -> Deploy:
         """How the original is scored: full precision, sorted batches (order and padding change no result)."""
-        return Deploy(runtime=runtime(), precision="fp32", batching="sorted", batch_size=64, max_tokens=4096)  # type: ignore[arg-type]
+        return Deploy(
+            runtime=self.runtime, precision="fp32", batching="sorted", batch_size=64, max_tokens=4096
+        )
 
     @property
     def brisk(self) -> Deploy:
         """How candidates are scored while searching: bf16, a near-free loss that finalists are then checked for."""
-        return Deploy(runtime=runtime(), precision="bf16", batching="sorted", batch_size=64, max_tokens=4096)  # type: ignore[arg-type]
+        return Deploy(
+            runtime=self.runtime, precision="bf16", batching="sorted", batch_size=64, max_tokens=4096
+        )
+
+    def settle(self) -> None:
+        """Stay in torch where OpenVINO cannot take the original; said once."""
+        try:
+            self.runner(self.bundle, self.exact).close()
+        except ModelError as error:
+            if self.runtime == "torch":
+                raise
+            self.runtime = "torch"
+            self.warn(f"{error}; everything is run, measured and delivered in torch")
 
     def calibration(self, n: int = 24) -> Sequence[Example]:
         return self.task.calibration(n, seed=self.settings.seed)

@@ -83,6 +83,10 @@ class Space:
                             yield Cut(blocks, channels, heads, width, rank)
 
 
+#: What a block must have for a cut to find something.
+PARTS = {"heads": ("attention", "cross_attention"), "channels": ("feed_forward",)}
+
+
 def draw(bundle: Bundle, settings: Settings) -> Space:
     """The space of this model under this request: what anatomy can cut, the family reloads and the user allows.
 
@@ -99,6 +103,9 @@ def draw(bundle: Bundle, settings: Settings) -> Space:
     def opened(step: str, cut: str, choices: tuple[Any, ...]) -> tuple[Any, ...]:
         if not settings.allows(step):
             closed.append(f"{step}: left out as asked")
+            return choices[:1]
+        if cut in PARTS and not any(getattr(b, part) for b in found.blocks for part in PARTS[cut]):
+            closed.append(f"{step}: this {found.family} model has no {cut} to cut")
             return choices[:1]
         reason = anatomy.native(bundle.model, cut)
         if reason and not settings.allow_custom:
