@@ -70,12 +70,10 @@ def _chunked(
     added = k.mT @ v
     first = torch.zeros_like(added[:, :, 0]) if state is None else state.to(kind)
     if known is None:
-        after = added.cumsum(2) + first[:, :, None]
+        states = torch.cat([first[:, :, None], added], 2).cumsum(2)
     else:
-        held, steps = first, []
+        steps = [first]
         for i in range(added.shape[2]):
-            held = held * known.whole[:, :, i, None, None] + added[:, :, i]
-            steps.append(held)
-        after = torch.stack(steps, 2)
-    before = torch.cat([first[:, :, None], after[:, :, :-1]], 2)
-    return joined(q @ before + seen @ v, n).to(given), after[:, :, -1].clone()
+            steps.append(steps[-1] * known.whole[:, :, i, None, None] + added[:, :, i])
+        states = torch.stack(steps, 2)
+    return joined(q @ states[:, :, :-1] + seen @ v, n).to(given), states[:, :, -1].clone()

@@ -14,13 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightformers.errors import UserError
+from lightformers.kernels.rms_norm import rms_norm
 from lightformers.parts.blocks import straight_through
 from lightformers.parts.packed_layers import PackedLinear
+from lightformers.parts.positions import eager
 from lightformers.parts.recording import recorded
 
 #: The least peak of a token and the least mean of a matrix that a scale is made from.
 FLOOR = 1e-5
 EPS = 1e-8
+#: Entries of a weight that tell whether it is still the same.
+LOOKED_AT = 256
 
 
 def token_codes(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,9 +83,10 @@ class BitLinear(nn.Module):
     def _rounded(self, keep: bool) -> Tensor:
         """The weight in three values, in its own dtype. `keep`: made once, for a step of decoding is short."""
         weight = self.weight
-        # a fused optimizer changes a weight without counting it, so its size is looked at too: one pass instead of five
-        size = float(torch.linalg.vector_norm(weight, 1)) if keep else 0.0
-        key = (weight._version, weight.data_ptr(), weight.dtype, size) if keep else None
+        # a fused optimizer changes a weight without counting it: what is made is forgotten in every forward with
+        # gradients, and some of the weight looked at for a step that follows one without
+        seen = float(weight.flatten()[:: weight.numel() // LOOKED_AT + 1].sum()) if keep else 0.0
+        key = (weight._version, weight.data_ptr(), weight.dtype, seen) if keep else None
         if self._kept is not None and self._kept[0] == key:
             return self._kept[1]
         levels, step = ternary_codes(weight.to(torch.promote_types(weight.dtype, torch.float32)))
@@ -107,7 +112,10 @@ def normed(norm: nn.RMSNorm, x: Tensor) -> Tensor:
     if x.shape[-1] != norm.normalized_shape[0]:
         raise UserError(f"the input has {x.shape[-1]} features, this layer takes {norm.normalized_shape[0]}")
     wide = torch.promote_types(x.dtype, torch.float32)
-    return F.rms_norm(x.to(wide), norm.normalized_shape, norm.weight.to(wide), norm.eps)
+    x, weight = x.to(wide), norm.weight.to(wide)
+    if eager(x) and norm.eps is not None:
+        return rms_norm(x, weight, norm.eps)
+    return F.rms_norm(x, norm.normalized_shape, weight, norm.eps)
 
 
 class PackedBitLinear(nn.Module):

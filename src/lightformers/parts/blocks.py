@@ -74,6 +74,8 @@ class _Straight(torch.autograd.Function):
 
 def straight_through(x: Tensor, rounded: Tensor, limit: Tensor | float = float("inf")) -> Tensor:
     """`rounded`, with the gradient of x where |x| <= limit and none elsewhere (Bengio et al., arXiv 1308.3432)."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return rounded
     out: Tensor = _Straight.apply(x, rounded, limit)
     return out
 
