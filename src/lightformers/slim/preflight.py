@@ -135,7 +135,8 @@ def _tries(space: Space, session: Session) -> str:
     open_kinds = [f"{k} {min(v):g}..{max(v):g}" for k, v in kinds.items() if len(v) > 1]
     named = list(dict.fromkeys(name for name, _ in menu.points)) + list(menu.finishes)
     how = "relations, then outputs" if menu.relations else "distillation"
-    return "; ".join([*open_kinds, *named, f"recovery by {how}, int8 and bf16 on {session.runtime}"])
+    forms = "int8 and bf16 on openvino" if session.runtime == "openvino" else "bf16 and fp32 on torch"
+    return "; ".join([*open_kinds, *named, f"recovery by {how}, {forms}"])
 
 
 def to_dict(preflight: Preflight) -> dict[str, Any]:

@@ -63,9 +63,7 @@ class PrimerAttention(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         owner, place = None, torch.arange(x.shape[1], device=x.device)[None]
-        if (
-            mask is not None and recorded()
-        ):  # only distances within a document count, so any first place serves
+        if mask is not None and recorded():  # as in `Attention`
             owner = documents(mask)
         elif mask is not None and bool(starts(mask)[:, 1:].any()):
             owner, place = documents(mask), places(mask)
