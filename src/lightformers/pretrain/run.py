@@ -182,7 +182,8 @@ def _model(plan: Plan, corpus: Corpus) -> Bundle:
         rows = bundle.model.get_input_embeddings().num_embeddings  # type: ignore[operator]
         if rows < len(words):
             raise UserError(
-                f"the tokenizer has {len(words):,} tokens, the model in {plan.model} only {rows:,}: leave --tokenizer out"
+                f"the tokenizer has {len(words):,} tokens, the model in {plan.model} only {rows:,}: give --vocabulary {rows} or less, or "
+                "leave --tokenizer out"
             )
         if plan.overrides:
             raise UserError("--set changes the form of a new model; a folder's model has its own")
