@@ -43,10 +43,10 @@ class MissingExtra(UserError):
 
 
 def reason(error: BaseException) -> str:
-    """Why something failed, in a line of at most 200 characters: what lightformers itself refused with, where that stands
-    anywhere behind the error, else the error's own first line."""
+    """Why something failed, in a line: what lightformers itself refused with, where that stands anywhere behind the error,
+    else the first line of the error, cut at 200 characters."""
     behind: BaseException | None = error
     while behind is not None and not isinstance(behind, UserError):
         behind = behind.__cause__ or behind.__context__
-    said = str(behind or error).strip() or type(error).__name__
-    return said.splitlines()[0][:200]
+    line = (str(behind or error).strip() or type(error).__name__).splitlines()[0]
+    return line if behind else line[:200]

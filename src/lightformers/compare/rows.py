@@ -17,7 +17,7 @@ from lightformers.compress import weights
 from lightformers.compress.distill import Recover
 from lightformers.compress.distill.common import LANGUAGE_MODELS
 from lightformers.compress.methods import Method, applicable
-from lightformers.errors import UserError
+from lightformers.errors import UserError, reason
 from lightformers.steps import Recipe, Run, Stage, Step
 
 #: Shares of the blocks' bytes that are tried where a speed is asked for.
@@ -111,19 +111,15 @@ def row(session: Session, method: Method) -> Row:
     try:
         return head(method) | _tried(session, method) | {"seconds": round(time.monotonic() - started, 1)}
     except UserError as error:
-        return refused(method, _line(error))
+        return refused(method, reason(error))
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
             raise
-        state = {"state": "failed", "reason": f"{type(error).__name__}: {_line(error)}"}
+        state = {"state": "failed", "reason": f"{type(error).__name__}: {reason(error)}"}
         return head(method) | state | {"seconds": round(time.monotonic() - started, 1)}
     finally:
         gc.collect()
         memory.release()
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _tried(session: Session, method: Method) -> Row:
@@ -154,7 +150,7 @@ def _tried(session: Session, method: Method) -> Row:
         try:
             found["openvino"] = session.speed(made, session.graph)
         except Exception as error:  # a converter that cannot take the model: torch's figures stand
-            found["openvino_note"] = _line(error)
+            found["openvino_note"] = reason(error)
     return found
 
 

@@ -16,7 +16,7 @@ from lightformers.compare import advice, page, rows
 from lightformers.compare.session import Session
 from lightformers.compare.settings import Settings
 from lightformers.compress.methods import METHODS, Method, named
-from lightformers.errors import Interrupted, UserError
+from lightformers.errors import Interrupted, UserError, reason
 from lightformers.files import read_json, write_json
 from lightformers.slim.progress import Progress
 from lightformers.slim.session import interval_dict
@@ -152,7 +152,7 @@ def _original(session: Session) -> dict[str, Any]:
         try:
             found["openvino"] = session.alone(session.graph)
         except Exception as error:
-            session.warnings.append(f"no figures in OpenVINO: {str(error).splitlines()[0]}")
+            session.warnings.append(f"no figures in OpenVINO: {reason(error)}")
     return found
 
 

@@ -17,8 +17,7 @@ from lightformers.errors import UserError
 from lightformers.kernels.rms_norm import rms_norm
 from lightformers.parts.blocks import straight_through
 from lightformers.parts.packed_layers import PackedLinear
-from lightformers.parts.positions import eager
-from lightformers.parts.recording import recorded
+from lightformers.parts.recording import eager, recorded
 
 #: The least peak of a token and the least mean of a matrix that a scale is made from.
 FLOOR = 1e-5

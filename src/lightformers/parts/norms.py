@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.kernels.rms_norm import rms_norm
-from lightformers.parts.positions import eager
+from lightformers.parts.recording import eager
 
 
 class RMSNorm(nn.RMSNorm):

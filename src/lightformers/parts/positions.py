@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightformers.errors import UserError
 from lightformers.kernels.rotary import reference, rotate
+from lightformers.parts.recording import eager
 
 
 def rotary_size(head_size: int, rotary: bool | float) -> int:
@@ -27,12 +28,6 @@ def rotary_size(head_size: int, rotary: bool | float) -> int:
 
 #: (size, theta, dtype) -> cos beside sin of the positions from 0, as many as were asked for so far.
 _TABLES: dict[tuple[int, float, torch.dtype], Tensor] = {}
-
-
-def eager(x: Tensor) -> bool:
-    """Whether x holds numbers in the memory of the CPU, and nothing records what is done with it as a graph."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu"
-    return plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def turns(place: Tensor, size: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from lightformers.errors import ModelError
 
@@ -11,6 +12,12 @@ def recorded() -> bool:
     """Whether torch writes down what is done, to run it elsewhere on other numbers: none of them may be looked at."""
     exporting: bool = getattr(torch.compiler, "is_exporting", bool)()  # since torch 2.7
     return exporting or torch.jit.is_tracing()
+
+
+def eager(x: Tensor) -> bool:
+    """Whether x holds numbers in the memory of the CPU, and nothing records what is done with it as a graph."""
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.device.type == "cpu"
+    return plain and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
 
 
 def refuse(kind: str, instead: str = "") -> None:

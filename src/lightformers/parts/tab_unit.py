@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightformers.errors import UserError
-from lightformers.parts.positions import eager, sinusoids
+from lightformers.parts.positions import sinusoids
+from lightformers.parts.recording import eager
 
 
 def membership(columns: Tensor, count: int | Tensor) -> Tensor:

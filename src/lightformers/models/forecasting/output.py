@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers.utils import ModelOutput
 
 from lightformers.errors import UserError
-from lightformers.parts.positions import eager
+from lightformers.parts.recording import eager
 
 
 @dataclass

@@ -22,7 +22,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from lightformers.errors import UserError
 from lightformers.models.registry import register
-from lightformers.parts.positions import eager
+from lightformers.parts.recording import eager
 
 #: Deviations beyond which a value counts as this many.
 CLIP = 4.0

@@ -17,8 +17,8 @@ from lightformers.models.language.layers import drawn
 from lightformers.models.registry import register
 from lightformers.parts.encoder_layer import EncoderLayer
 from lightformers.parts.numerals import read
-from lightformers.parts.positions import eager
 from lightformers.parts.prompt_decoder import Memory, PromptDecoder
+from lightformers.parts.recording import eager
 from lightformers.parts.tab_unit import TabUnit
 
 PRETRAINED = "tabular-pretraining"

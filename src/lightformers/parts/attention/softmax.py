@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from lightformers.parts.mixers import starts
-from lightformers.parts.positions import eager
+from lightformers.parts.recording import eager
 
 
 def documents(mask: Tensor) -> Tensor:
