@@ -15,6 +15,7 @@ import numpy as np
 from lightformers import measure
 from lightformers.bundle import Bundle
 from lightformers.compress.methods import named
+from lightformers.errors import reason
 from lightformers.steps import Recipe, Run
 
 #: Methods that look at data and train nothing themselves.
@@ -124,7 +125,7 @@ def claim(
             row["sizes"] = row["peak"] / size
             row["reached"] = row["peak"] <= limit
         except Exception as error:  # one step that fails does not end the others
-            row |= {"peak": None, "reached": False, "error": str(error).splitlines()[0]}
+            row |= {"peak": None, "reached": False, "error": reason(error)}
         say(_line(row, size))
         rows.append(row)
     return {"shape": shape, "bytes": size, "imports": imports, "model": built - imports, "rows": rows}

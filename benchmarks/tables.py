@@ -27,7 +27,7 @@ from tables_page import OURS, RIVALS, markdown
 from training import guarded
 
 from lightformers import measure
-from lightformers.errors import DataError, UserError
+from lightformers.errors import DataError, UserError, reason
 from lightformers.files import read_json, write_json, write_text
 from lightformers.reproduce import data
 
@@ -170,7 +170,7 @@ def row(
             found[model] = {k: [r[k] for r in runs] for k in runs[0]}
             say(f"{name}: {model} {np.mean(found[model]['score']):.4f} ({time.perf_counter() - begun:.0f} s)")
         except (UserError, ValueError) as error:
-            found[model] = {"error": str(error).splitlines()[0]}
+            found[model] = {"error": reason(error)}
             say(f"{name}: {model} failed: {found[model]['error']}")
     kinds = {"rows": len(x), "columns": x.shape[1], "texts": x.select_dtypes(exclude="number").shape[1]}
     return {"regression": regression, **kinds, "models": found}

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lightformers.bundle import Bundle, Pooling
-from lightformers.errors import MissingExtra, ModelError
+from lightformers.errors import MissingExtra, ModelError, reason
 from lightformers.models.plain import plain_class
 from lightformers.models.registry import FORECASTERS, TABULAR, model_class, register
 from lightformers.processors import read as read_processor
@@ -87,7 +87,7 @@ def _plain(
     try:
         model = cls.from_pretrained(folder).eval()
     except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, KeyError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder} cannot be loaded: {reason(error)}") from error
     _check_weights(model)
     files = ("tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
     there = any((folder / file).is_file() for file in files)
@@ -129,9 +129,7 @@ def _download(name: str) -> Path:
                 )
             )
     except Exception as error:  # offline, unknown name, gated: the hub's own reason is told
-        raise ModelError(
-            f"no folder {name!r} here, and the hub did not give it: {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"no folder {name!r} here, and the hub did not give it: {reason(error)}") from error
 
 
 def check_files(folder: Path) -> None:
@@ -160,9 +158,7 @@ def read_config(folder: Path, trust_remote_code: bool) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except (ValueError, KeyError, OSError) as error:
         kind = raw.get("model_type", "none given")
-        raise ModelError(
-            f"unknown architecture (model_type: {kind}): {str(error).splitlines()[0]}"
-        ) from error
+        raise ModelError(f"unknown architecture (model_type: {kind}): {reason(error)}") from error
 
 
 def _model(
@@ -187,7 +183,7 @@ def _model(
                 **({"trust_remote_code": True} if trust_remote_code and cls is None else {}),
             )  # fmt: skip
     except (ValueError, OSError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder} cannot be loaded: {reason(error)}") from error
     missing = [k for k in info.get("missing_keys", ()) if "pooler" not in k and "position_ids" not in k]
     if missing or info.get("mismatched_keys"):
         what = sorted(map(str, missing or info["mismatched_keys"]))
@@ -223,7 +219,7 @@ def _processor(folder: Path, task: str | None, config: Any) -> Any:
         if task is None:
             return None  # a bare backbone can be inspected and cut without one
         raise ModelError(
-            f"{folder} has no usable tokenizer or image processor ({str(error).splitlines()[0]}): save it there, with its "
+            f"{folder} has no usable tokenizer or image processor ({reason(error)}): save it there, with its "
             "own save_pretrained"
         ) from error
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lightformers import __version__
-from lightformers.errors import ModelError
+from lightformers.errors import ModelError, reason
 from lightformers.files import read_json, replacing, write_json
 from lightformers.kinds import KINDS
 from lightformers.models.registry import model_class
@@ -263,7 +263,7 @@ def build_from_manifest(folder: str | Path, config: Any) -> nn.Module:
         if swapped.cores(model):
             swapped.use(model)
     except (KeyError, AttributeError, TypeError, RuntimeError, OSError) as error:
-        raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder} is damaged: {reason(error)}") from error
     model.tie_weights()  # type: ignore[operator]
     return model.eval()
 

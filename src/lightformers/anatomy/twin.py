@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightformers.errors import ModelError
+from lightformers.errors import ModelError, reason
 
 
 def twin(owner: nn.Module, fields: Mapping[str, Any] | None = None, section: str = "") -> nn.Module:
@@ -33,9 +33,8 @@ def twin(owner: nn.Module, fields: Mapping[str, Any] | None = None, section: str
     except ModelError:
         raise
     except Exception as error:
-        said = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(
-            f"transformers does not build a {type(owner).__name__} from this config: {said}"
+            f"transformers does not build a {type(owner).__name__} from this config: {reason(error)}"
         ) from error
 
 

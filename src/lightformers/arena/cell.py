@@ -19,6 +19,7 @@ from lightformers.arena.mixers import Contender
 from lightformers.arena.rows import Row, is_probe, row
 from lightformers.arena.settings import Settings
 from lightformers.bundle import Batch
+from lightformers.errors import reason
 from lightformers.measure.allocation import allocated
 from lightformers.models.matching import Matched
 from lightformers.slim.session import interval_dict
@@ -220,10 +221,7 @@ def attempt(
         RuntimeError,
         ValueError,
     ) as error:  # a mixer that cannot do this shape, or memory that is not enough
-        found = {
-            "state": "failed",
-            "reason": str(error).splitlines()[0] if str(error) else type(error).__name__,
-        }
+        found = {"state": "failed", "reason": reason(error)}
     if found["state"] == "done" and not math.isfinite(found["loss"]):
         found = {"state": "failed", "reason": "the loss is not finite"}
     return found | {"task": job.task, "mixer": who.name, "seed": seed, "took": time.monotonic() - started}

@@ -41,7 +41,7 @@ def _blueprint(name: str, trust_remote_code: bool) -> nn.Module:
     import transformers
 
     from lightformers import anatomy, loading
-    from lightformers.errors import ModelError
+    from lightformers.errors import ModelError, reason
     from lightformers.models.registry import model_class, register
 
     register()
@@ -60,8 +60,9 @@ def _blueprint(name: str, trust_remote_code: bool) -> nn.Module:
         except (
             Exception
         ) as error:  # offline, unknown name, unknown architecture, own code: the reason is told
-            reason = str(error).splitlines()[0]
-            raise ModelError(f"no folder {name!r} here, and no config of that name: {reason}") from error
+            raise ModelError(
+                f"no folder {name!r} here, and no config of that name: {reason(error)}"
+            ) from error
     named = (getattr(config, "architectures", None) or [""])[0]
     kind = getattr(transformers, named, None) or model_class(named)
     if kind is None:

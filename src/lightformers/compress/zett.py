@@ -19,7 +19,7 @@ from lightformers.compress import new_rows
 from lightformers.compress.spelling import Speller
 from lightformers.compress.token_training import Training, train
 from lightformers.compress.vocabulary import texts_of
-from lightformers.errors import ModelError, UserError
+from lightformers.errors import ModelError, UserError, reason
 from lightformers.steps import Run, Stage
 from lightformers.telemetry import quiet
 
@@ -130,7 +130,7 @@ def read(folder: str) -> Any:
         with quiet():
             return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} holds no tokenizer: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{folder} holds no tokenizer: {reason(error)}") from error
 
 
 def special_tokens(bundle: Bundle, tokenizer: Any) -> dict[int, int]:

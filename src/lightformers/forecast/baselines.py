@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lightformers.errors import MissingExtra
+from lightformers.errors import MissingExtra, reason
 from lightformers.forecast.forecaster import Array, Forecaster
 from lightformers.forecast.judging import PARTS, Judge, Said
 from lightformers.tasks import forecast_baselines
@@ -54,7 +54,7 @@ def judged(judge: Judge, seconds: float, told: Callable[[str], Any] = lambda nam
         except MissingExtra as error:
             said.error = str(error)
         except (ValueError, np.linalg.LinAlgError) as error:
-            said.error = str(error).splitlines()[0]
+            said.error = reason(error)
         said.seconds = time.monotonic() - started
         out.append(said)
     return out

@@ -13,7 +13,7 @@ from typing import Any
 
 from lightformers import export, measure, runners
 from lightformers.bundle import Bundle, Example
-from lightformers.errors import UserError
+from lightformers.errors import UserError, reason
 from lightformers.slim import candidates, plan, search
 from lightformers.slim.baseline import call, deployed_size
 from lightformers.slim.session import Session, interval_dict
@@ -79,7 +79,7 @@ def _trimmed(session: Session, finalist: Finalist) -> Finalist:
     try:
         bundle = Recipe([step]).apply(finalist.bundle, task, Run(seed=settings.seed))
     except UserError as error:
-        session.warn(f"vocabulary not trimmed: {str(error).splitlines()[0]}")
+        session.warn(f"vocabulary not trimmed: {reason(error)}")
         return finalist
     recipe = Recipe(candidates.placed(finalist.recipe.steps, step), finalist.recipe.deploy)
     return dataclasses.replace(finalist, recipe=recipe, bundle=bundle)
@@ -160,7 +160,7 @@ def _forms(session: Session, finalist: Finalist) -> Iterator[Finalist]:
         try:
             bundle = Recipe(steps).apply(finalist.bundle, session.task, Run(seed=session.settings.seed))
         except UserError as error:
-            session.warn(f"{finalist.name}, {name}: {str(error).splitlines()[0]}")
+            session.warn(f"{finalist.name}, {name}: {reason(error)}")
             continue
         recipe = Recipe([*finalist.recipe.steps, *steps], candidates.in_torch(deploy))
         yield dataclasses.replace(finalist, name=f"{finalist.name}, {name}", recipe=recipe, bundle=bundle)

@@ -139,7 +139,9 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
 
     progress.phase("recovery")
     training = store.once("training", lambda: _training_seconds(session, pre, len(points)))
-    overhead = store.once("overhead", lambda: 5 + BRISK * _share(pre, "search") * pre.seconds_exact)
+    overhead = store.once(
+        "overhead", lambda: 5 + BRISK[session.runtime] * _share(pre, "search") * pre.seconds_exact
+    )
     trials = (
         search.recoveries(session, points, order, training, overhead, pre.seconds_per_batch) if points else []
     )
@@ -171,9 +173,11 @@ def _cuts(
     return order, search.cheap(session, pre.space, order, cost, timed)
 
 
-#: What a candidate takes to score, as a share of eager fp32. Conversions, the race, export and reloading take FIXED
-#: seconds and DELIVER times what scoring the original takes, which tells how quick this machine is just now.
-BRISK, FIXED, DELIVER = 0.35, 45.0, 0.95
+#: What a candidate takes to score, as a share of eager fp32.
+BRISK = {"openvino": 0.35, "torch": 1.0}
+#: Conversions, the race, export and reloading take FIXED seconds and DELIVER times what scoring the original takes, which
+#: tells how quick this machine is just now.
+FIXED, DELIVER = 45.0, 0.95
 
 
 def _share(pre: Preflight, split: str) -> float:
@@ -185,7 +189,8 @@ def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
     if cuts < 2:
         return 0.0
     # the original in full precision and one candidate on the verification split, finalists on the search split
-    scored = pre.seconds_exact * ((1 + BRISK) * _share(pre, "verify") + BRISK * _share(pre, "search"))
+    brisk = BRISK[session.runtime]
+    scored = pre.seconds_exact * ((1 + brisk) * _share(pre, "verify") + brisk * _share(pre, "search"))
     deliver = FIXED + DELIVER * pre.seconds_exact
     left = max(session.left() - scored - deliver, 0.0)
     return left * (

@@ -19,7 +19,7 @@ from lightformers import anatomy, measure, runners
 from lightformers.bundle import Example
 from lightformers.compress.distill import common
 from lightformers.compress.prune import leave_out
-from lightformers.errors import UserError
+from lightformers.errors import UserError, reason
 from lightformers.slim import candidates, plan
 from lightformers.slim.candidates import checkpoint, slug, student
 from lightformers.slim.session import Session, interval_dict
@@ -151,7 +151,7 @@ def _untrained(
             found |= candidates.price(session, cut, made, cost, n_load)
             session.store.end(cut.name, 0, found)
         except (RuntimeError, MemoryError, UserError) as error:
-            session.store.end(cut.name, 0, {"error": str(error).splitlines()[0]}, "failed")
+            session.store.end(cut.name, 0, {"error": reason(error)}, "failed")
     return session.store.trial(cut.name, 0) or {}
 
 
@@ -244,8 +244,8 @@ def recover(
         except (RuntimeError, MemoryError, UserError) as error:
             if isinstance(error, OSError):
                 raise
-            session.store.end(name, rung, {"error": str(error).splitlines()[0]}, "failed")
-            session.warn(f"{name}: {str(error).splitlines()[0]}; the search goes on")
+            session.store.end(name, rung, {"error": reason(error)}, "failed")
+            session.warn(f"{name}: {reason(error)}; the search goes on")
         gc.collect()
     return session.store.trial(name, rung) or {}
 

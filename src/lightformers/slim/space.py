@@ -11,7 +11,7 @@ from torch import nn
 
 from lightformers import anatomy
 from lightformers.bundle import Bundle
-from lightformers.errors import ModelError
+from lightformers.errors import ModelError, reason
 from lightformers.slim.settings import Settings
 
 #: Shares of a width that the search tries. Finer steps cost more trials than they find.
@@ -96,7 +96,7 @@ def draw(bundle: Bundle, settings: Settings) -> Space:
         found = anatomy.of(bundle.model)
     except ModelError as error:
         one = (1.0,)
-        return Space((1,), one, one, one, one, (f"any cut: {str(error).splitlines()[0]}",), readable=False)
+        return Space((1,), one, one, one, one, (f"any cut: {reason(error)}",), readable=False)
     depth = len(found.blocks)
     closed: list[str] = []
 
@@ -107,9 +107,9 @@ def draw(bundle: Bundle, settings: Settings) -> Space:
         if cut in PARTS and not any(getattr(b, part) for b in found.blocks for part in PARTS[cut]):
             closed.append(f"{step}: this {found.family} model has no {cut} to cut")
             return choices[:1]
-        reason = anatomy.native(bundle.model, cut)
-        if reason and not settings.allow_custom:
-            closed.append(f"{step}: {reason} (--allow-custom opens it)")
+        why = anatomy.native(bundle.model, cut)
+        if why and not settings.allow_custom:
+            closed.append(f"{step}: {why} (--allow-custom opens it)")
             return choices[:1]
         return choices
 

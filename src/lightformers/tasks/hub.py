@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from lightformers.errors import DataError, MissingExtra
+from lightformers.errors import DataError, MissingExtra, reason
 from lightformers.tasks.data import Rows
 from lightformers.tasks.splits import role
 
@@ -24,7 +24,7 @@ def load(name: str) -> dict[str, Any]:
             loaded = datasets.load_dataset(owner, config or None)
     except Exception as error:  # offline, unknown name, gated, several configs: its own reason is told
         raise DataError(
-            f"{name!r} is no file or folder here, and `datasets` did not give it: {str(error).splitlines()[0]}"
+            f"{name!r} is no file or folder here, and `datasets` did not give it: {reason(error)}"
         ) from error
     found: dict[str, Any] = {}
     for split_name, part in loaded.items():

@@ -19,7 +19,7 @@ from lightformers.anatomy.access import is_conv1d
 from lightformers.anatomy.find import host
 from lightformers.bundle import Bundle
 from lightformers.compress.fold import stream
-from lightformers.errors import ModelError, UserError
+from lightformers.errors import ModelError, UserError, reason
 from lightformers.parts.zero_mean import CRMSNorm, RMSNorm, StreamEntry, ZeroMeanLinear
 from lightformers.steps import Run, Stage
 
@@ -91,22 +91,22 @@ class ToRMSNorm:
         before = stream.outputs(bundle.module(), inputs)
         limit = _TOLERANCE.get(next(model.parameters()).dtype, 0.1)
         tied = anatomy.of(model).tied
-        reason = ""
+        why = ""
         for expand in (True, False) if self.kind == "crms" and found.head else (True,):
             old = _put(model, self._parts(model, found, expand))
             try:
                 after = stream.outputs(bundle.module(), inputs)
                 gap = _difference(after, before)
-                reason = f"outputs differ by {gap:.1e} of the largest (allowed {limit:.0e})"
+                why = f"outputs differ by {gap:.1e} of the largest (allowed {limit:.0e})"
                 if gap <= limit:
                     if not expand and tied:
                         _untie(model)
                     return bundle
             except RuntimeError as error:  # a model that reshapes its last states to the width of the stream
-                reason = str(error).splitlines()[0]
+                why = reason(error)
             _put(model, old)
         raise ModelError(
-            f"the {self.kind} form of this {anatomy.of(model).family} model does not work: {reason}"
+            f"the {self.kind} form of this {anatomy.of(model).family} model does not work: {why}"
         )
 
     def _parts(self, model: nn.Module, found: stream.Stream, expand: bool) -> dict[str, nn.Module]:
