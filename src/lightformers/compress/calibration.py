@@ -140,7 +140,8 @@ def second_moments(
 ) -> Iterator[tuple[str, Inputs]]:
     """(path, moments with `gram`) of each layer, in groups that fit into memory; use one before the next is asked for.
 
-    What fits at once is remembered, as `collect` does. The model must not be edited in between. Raises as `collect`.
+    What fits at once is remembered, as `collect` does. Else the last group comes first, so that layers whose moments were
+    given may be replaced: nothing that is still to be seen depends on them. Raises as `collect`.
     """
     run = run or Run()
     groups = moment_groups(bundle, paths)
@@ -149,7 +150,7 @@ def second_moments(
         yield from ((path, known[path]) for path in groups[0])
         return
     chosen = examples_of(task, examples, run.seed)
-    for group in groups:
+    for group in reversed(groups):
         moments, _ = _observe(bundle, chosen, (), group, (), run.dtype)
         for path in group:
             yield path, moments.pop(path)

@@ -41,7 +41,7 @@ def block_order(session: Session, space: Space) -> list[int]:
         count = len(blocks) - max(1, len(blocks) // 3)
         first.append(
             leave_out.removal_order(
-                session.bundle, session.task, blocks, count, SIGNAL_EXAMPLES, _run(session)
+                session.bundle, session.task, blocks, count, SIGNAL_EXAMPLES, _run(session), bridged=True
             )
         )
     return candidates.in_turn(found, first)

@@ -91,11 +91,11 @@ class LowRank:
                 f"rank {self.rank} saves nothing: two factors would be no smaller than any of the {len(sizes)} "
                 f"matrices; take a rank of at most {limit}"
             )
-        made = {}
 
         def factorize(path: str, gram: Tensor | None) -> None:
             weight, bias = anatomy.linear(model, path)
-            made[path] = LowRankLinear.from_factors(*factors(weight.detach(), ranks[path], gram), bias)
+            made = LowRankLinear.from_factors(*factors(weight.detach(), ranks[path], gram), bias)
+            anatomy.surgery.replace(model, path, made)
 
         if self.weighted:
             source = input_of(found)
@@ -112,8 +112,6 @@ class LowRank:
         else:
             for path in pays:
                 factorize(path, None)
-        for path in pays:
-            anatomy.surgery.replace(model, path, made[path])
         return bundle
 
     def _rank(self, out_features: int, in_features: int) -> int:
