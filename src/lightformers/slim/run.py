@@ -19,7 +19,7 @@ from lightformers.errors import Interrupted, UserError
 from lightformers.export import card
 from lightformers.files import read_json
 from lightformers.runners import Runner
-from lightformers.slim import baseline, finish, handover, near_free, report, search
+from lightformers.slim import baseline, finish, handover, near_free, report, search, sparing
 from lightformers.slim.preflight import Preflight, check, to_dict
 from lightformers.slim.progress import Progress
 from lightformers.slim.session import Session, interval_dict
@@ -168,7 +168,7 @@ def _cuts(
     session: Session, pre: Preflight, deploy: Deploy, load: Sequence[Any]
 ) -> tuple[tuple[int, ...], list[dict[str, Any]]]:
     """The order in which blocks can be spared, and what each cut costs and breaks before any training."""
-    order = tuple(session.store.once("order", lambda: search.block_order(session, pre.space)))
+    order = tuple(session.store.once("order", lambda: sparing.block_order(session, pre.space)))
     cost, timed = search.cost_model(session, pre.space, deploy, load)
     return order, search.cheap(session, pre.space, order, cost, timed)
 

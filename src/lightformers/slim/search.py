@@ -24,27 +24,11 @@ from lightformers.slim import candidates, plan
 from lightformers.slim.candidates import checkpoint, slug, student
 from lightformers.slim.session import Session, interval_dict
 from lightformers.slim.space import DIMENSIONS, CostModel, Cut, Space, grid
+from lightformers.slim.sparing import SIGNAL_EXAMPLES
 from lightformers.steps import Deploy, Run
 
-SIGNAL_EXAMPLES = 48
 ENUMERATED = 64  # spaces up to this size are tried whole
 CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
-
-
-def block_order(session: Session, space: Space) -> list[int]:
-    """Blocks in the order in which they can best be spared, as far as the space goes; the rest as they stand."""
-    found = anatomy.of(session.bundle.model)
-    session.progress.trying("sensitivity: each block left out in turn")
-    first = []
-    for stack in found.stacks if min(space.blocks) < len(found.blocks) else ():
-        blocks = found.stack(stack.name)
-        count = len(blocks) - max(1, len(blocks) // 3)
-        first.append(
-            leave_out.removal_order(
-                session.bundle, session.task, blocks, count, SIGNAL_EXAMPLES, _run(session), bridged=True
-            )
-        )
-    return candidates.in_turn(found, first)
 
 
 def _run(session: Session) -> Run:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightformers import anatomy
 from lightformers.bundle import Bundle
@@ -208,27 +208,27 @@ class FloatQuantize:
         paths = list(linears(found))
         top = lookup.head(model) if self.head else None
         paths += [top] if top and top not in paths else []
-        held = {p: anatomy.linear(model, p) for p in paths}
-        for path, (weight, _) in held.items():
-            if not bool(torch.isfinite(weight).all()):
+        for path in paths:
+            if not bool(torch.isfinite(anatomy.linear(model, path)[0]).all()):
                 raise ModelError(f"the weights of {path} hold NaN or infinity: the checkpoint is damaged")
         tables = [p for p in lookup.tables(model) if p == found.embeddings] if self.embeddings else []
         seen = None
         if self.looks_at_data:
             seen = observe(bundle, task, paths, lambda: Rows(self.rows, run.seed), self.examples, run)
             release()
-        new: dict[str, nn.Module] = {}
-        with torch.no_grad():
-            for path, (weight, bias) in held.items():
-                rows = None if seen is None else seen[path]
-                new[path] = self._layer(weight.detach().float(), bias, rows)
-                release()  # the search makes and drops matrices of the layer's size by the hundred
-            for path in tables:
-                new[path] = self._table(anatomy.get(model, path).weight)  # type: ignore[arg-type]
         if found.tied and (top or tables):
             lookup.untie(model)
-        for path, layer in new.items():
-            anatomy.surgery.replace(model, path, layer)
+        with torch.no_grad():
+            for path in paths:  # each takes its place at once: whole and packed layers together would not fit
+                weight, bias = anatomy.linear(model, path)
+                made = self._layer(weight.detach().float(), bias, None if seen is None else seen[path])
+                anatomy.surgery.replace(model, path, made)
+                del weight, bias
+                release()  # the search makes and drops matrices of the layer's size by the hundred
+            seen = None
+            for path in tables:
+                table = self._table(anatomy.get(model, path).weight)  # type: ignore[arg-type]
+                anatomy.surgery.replace(model, path, table)
         return bundle
 
     def _layer(self, weight: Tensor, bias: Tensor | None, seen: Rows | None) -> PackedLinear:
