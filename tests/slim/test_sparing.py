@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,7 +25,7 @@ def space(fewest: int) -> Space:
 
 @pytest.fixture
 def session(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Four blocks. Sensitivity spares 1, then 2; bridged 2, then 0; no trial is really trained."""
+    """Four blocks. Sensitivity spares 1, then 2; no trial is really trained."""
     told: list[str] = []
     progress = SimpleNamespace(trying=told.append, log=told.append)
     settings = SimpleNamespace(seed=0, budget=2000.0, use_labels=False)
@@ -32,13 +33,9 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Any:
         bundle=world.bundle("bert"), task=world.task("bert"), settings=settings, progress=progress, told=told, brief=False,
         warn=told.append, seconds=[],
     )  # fmt: skip
-    monkeypatch.setattr(
-        sparing.leave_out,
-        "removal_order",
-        lambda *rest, bridged: [2, 0, 1] if bridged else [1, 2, 0],
-    )
+    monkeypatch.setattr(sparing.leave_out, "removal_order", lambda *rest: [1, 2, 0])
     monkeypatch.setattr(sparing.leave_out, "outputs", lambda bundle, *rest: bundle)
-    monkeypatch.setattr(sparing.common, "feed", lambda *rest, **options: None)
+    monkeypatch.setattr(sparing.candidates, "prepare", lambda session: None)
 
     def trained(session: Any, cut: Any, order: Any, seconds: float, before: None) -> Any:
         session.seconds.append(seconds)
@@ -52,11 +49,9 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_the_choice_that_training_brings_nearest_is_taken(
     session: Any, best: list[int], first: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        sparing.leave_out, "removal_order", lambda *rest, bridged: [0, 1, 2] if bridged else [1, 2, 0]
-    )
+    monkeypatch.setattr(sparing, "even", lambda stack: [0, 1, 2])
     monkeypatch.setattr(sparing.leave_out, "distance", lambda made, reference: 0.1 if made == best else 0.5)
-    monkeypatch.setattr(sparing, "early", lambda found: [[2, 0, 1]])
+    monkeypatch.setattr(sparing, "early", lambda stack: [2, 0, 1])
     order = sparing.block_order(session, space(1))
     assert sorted(order) == [0, 1, 2, 3] and order[0] == first and sorted(order[-2:]) == best
     assert (
@@ -67,10 +62,12 @@ def test_the_choice_that_training_brings_nearest_is_taken(
 def test_equal_choices_are_tried_once(session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sparing.leave_out, "distance", lambda made, reference: 0.5)
     monkeypatch.setattr(
-        sparing, "early", lambda found: [[2, 1, 0]]
-    )  # to two blocks the same as by sensitivity
+        sparing, "early", lambda stack: [0, 1, 2]
+    )  # as evenly: the blocks 1 and 2 go by sensitivity too
     sparing.block_order(session, space(1))
     assert len(session.seconds) == 2
+    monkeypatch.setattr(sparing, "early", lambda stack: [2, 1, 0])
+    assert sparing.block_order(session, space(1))[:2] == [1, 2] and len(session.seconds) == 2
 
 
 def test_short_runs_and_whole_models_train_nothing(session: Any) -> None:
@@ -85,11 +82,24 @@ def test_a_choice_that_fails_is_said_and_left_out(session: Any, monkeypatch: pyt
         raise RuntimeError("no memory")
 
     monkeypatch.setattr(sparing.candidates, "trained", fails)
+    monkeypatch.setattr(sparing, "even", lambda stack: [0, 1, 2])
     assert sparing.block_order(session, space(1))[0] == 1
     assert any("no memory" in line for line in session.told)
 
 
-def test_early_keeps_how_a_stack_begins_and_its_last() -> None:
-    found = anatomy.of(world.bundle("t5").model)
-    for stack, order in zip(found.stacks, sparing.early(found)):
-        assert order == list(range(stack.depth - 2, -1, -1))[: len(order)] and stack.depth - 1 not in order
+def stack(depth: int) -> anatomy.Stack:
+    return dataclasses.replace(anatomy.of(world.bundle("bert").model).stacks[0], depth=depth)
+
+
+@pytest.mark.parametrize(
+    ("depth", "early", "even"),
+    [
+        (1, [], []),
+        (2, [0], [0]),
+        (3, [1, 0], [1, 0]),
+        (6, [4, 3, 2, 1], [1, 3, 2, 4]),
+        (12, [10, 9, 8, 7, 6, 5, 4, 3], [1, 9, 5, 3, 7, 2, 10, 6]),
+    ],
+)
+def test_orders_by_place(depth: int, early: list[int], even: list[int]) -> None:
+    assert sparing.early(stack(depth)) == early and sparing.even(stack(depth)) == even

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,11 @@ from lightformers.slim.space import CostModel, Cut, work_of
 from lightformers.steps import Deploy, Recipe, Run, Stage, Step
 
 BRIEF_LENGTH = 128  # tokens that training texts are cut to in a run of minutes
+#: Times that a training may see each text before texts are made up beside, and how many at most for each that is there.
+EPOCHS, MOST_MADE_UP = 4, 16
+#: Seconds of training a candidate on a text, relative to eager fp32 running the original on it in order of arrival; and the
+#: share of a budget that the winner is trained for.
+TRAINED, WINNER = 0.3, 0.4
 
 
 def steps_of(cut: Cut, bundle: Bundle, order: tuple[int, ...]) -> list[Step]:
@@ -91,14 +97,36 @@ def length(session: Session) -> int | None:
     return BRIEF_LENGTH if session.brief else None
 
 
+def made_up(session: Session) -> int:
+    """How many texts are made up for each training text: as many as let the winner see none too often."""
+    from lightformers.compress.distill import common
+
+    batch = session.store.get("seconds_per_batch")
+    rows = session.task.training_examples(session.settings.use_labels)
+    if not batch or not common.single_texts(session.bundle, rows):
+        return 0
+    epoch = TRAINED * batch * len(rows) / session.settings.batch
+    return min(int(WINNER * session.settings.budget / epoch / EPOCHS), MOST_MADE_UP)
+
+
+def prepare(session: Session) -> None:
+    """Make what recoveries learn from, once: it is nobody's training time."""
+    from lightformers.compress.distill import common
+
+    session.progress.trying("preparing what recovery learns from")
+    run = Run(seed=session.settings.seed, use_labels=session.settings.use_labels)
+    common.feed(session.bundle, session.task, run, length=length(session), more=made_up(session))
+
+
 def recovery(session: Session, seconds: float) -> list[Step]:
     """The recovery of the search; `seconds` stand in the recipe, so that a replay trains as long."""
     from lightformers.compress import MiniLM, Recover
 
+    shape: dict[str, Any] = {"length": length(session), "made_up": made_up(session)}
     if session.settings.names("minilm"):
         half = seconds / 2
-        return [MiniLM(seconds=half, share=0.5), Recover(seconds=half, share=0.5, length=length(session))]
-    return [Recover(seconds=seconds, length=length(session))]
+        return [MiniLM(seconds=half, share=0.5), Recover(seconds=half, share=0.5, **shape)]
+    return [Recover(seconds=seconds, **shape)]
 
 
 def recovered(session: Session, cut: Cut, seconds: float) -> list[Step]:

@@ -17,7 +17,6 @@ import numpy as np
 
 from lightformers import anatomy, measure, runners
 from lightformers.bundle import Example
-from lightformers.compress.distill import common
 from lightformers.compress.prune import leave_out
 from lightformers.errors import UserError, reason
 from lightformers.slim import candidates, plan
@@ -160,13 +159,7 @@ def recoveries(
     cheaper = [p for p in known if p["cost"] < 0.95 * whole]
     worth = [p for p in cheaper if p in near] or sorted(cheaper, key=lambda p: p["distance"])[:1]
     if training > 0 and worth:  # preparing is nobody's training time
-        session.progress.trying("preparing what recovery learns from")
-        common.feed(
-            session.bundle,
-            session.task,
-            Run(seed=session.settings.seed, use_labels=session.settings.use_labels),
-            length=candidates.length(session),
-        )
+        candidates.prepare(session)
     rounds = session.store.once(
         "rungs",
         lambda: [

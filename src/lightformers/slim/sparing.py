@@ -1,9 +1,9 @@
 """Which blocks go first where a cut leaves some out.
 
-How far the output moves without a block is known in seconds, but it is not what training makes of the cut: a classifier of six
-blocks that learns for a minute is better off with its first three and the last than with the four whose absence shows least,
-and another model is not. So a run that is not to take minutes trains a cut of middle depth for a moment with each of a few
-orders, and goes on with the best.
+How far the output moves without a block is known in seconds, but it is not what training makes of the cut. A classifier of six
+blocks (MiniLM on SST-2) that is cut to four learns most with its first three and the last, least with the four whose absence
+shows least; the encoder it comes from, on retrieval, is best off with every other block. So a run that is not to take minutes
+trains a cut of middle depth for a moment with each of a few orders, and goes on with the best.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from lightformers import anatomy
-from lightformers.compress.distill import common
 from lightformers.compress.prune import leave_out
 from lightformers.errors import UserError, reason
 from lightformers.slim import candidates
@@ -32,47 +31,45 @@ def block_order(session: Session, space: Space) -> list[int]:
     if min(space.blocks) == len(found.blocks):
         return candidates.in_turn(found, [])
     session.progress.trying("sensitivity: each block left out in turn")
-    orders = [_sensitivity(session, found, run, bridged=False)]
+    first = [
+        leave_out.removal_order(
+            session.bundle, session.task, found.stack(s.name), _most(s), SIGNAL_EXAMPLES, run
+        )
+        for s in found.stacks
+    ]
+    sensitivity = candidates.in_turn(found, first)
     depth = (min(space.blocks) + len(found.blocks)) // 2
     if session.brief or depth == len(found.blocks):
-        return orders[0]
-    orders += [_sensitivity(session, found, run, bridged=True), candidates.in_turn(found, early(found))]
+        return sensitivity
+    orders = [sensitivity, *(candidates.in_turn(found, [o(s) for s in found.stacks]) for o in (even, early))]
     different = [
         o for i, o in enumerate(orders) if set(o[-depth:]) not in [set(p[-depth:]) for p in orders[:i]]
     ]
-    return orders[0] if len(different) == 1 else _tried(session, different, depth, run)
+    return sensitivity if len(different) == 1 else _tried(session, different, depth, run)
 
 
-def early(found: anatomy.Anatomy) -> list[list[int]]:
-    """For each stack the blocks before its last one, from behind: what stays is how it begins, and the last."""
-    return [list(range(s.depth - 2, -1, -1))[: s.depth - max(1, s.depth // 3)] for s in found.stacks]
+def _most(stack: anatomy.Stack) -> int:
+    """Blocks of a stack that may go."""
+    return stack.depth - max(1, stack.depth // 3)
 
 
-def _sensitivity(session: Session, found: anatomy.Anatomy, run: Run, bridged: bool) -> list[int]:
-    """By the distance of the output without a block, or with a linear map in its place."""
-    first = []
-    for stack in found.stacks:
-        blocks = found.stack(stack.name)
-        count = len(blocks) - max(1, len(blocks) // 3)
-        first.append(
-            leave_out.removal_order(
-                session.bundle, session.task, blocks, count, SIGNAL_EXAMPLES, run, bridged=bridged
-            )
-        )
-    return candidates.in_turn(found, first)
+def early(stack: anatomy.Stack) -> list[int]:
+    """The blocks before the last, from behind: what stays is how the stack begins, and its last block."""
+    return list(range(stack.depth - 2, -1, -1))[: _most(stack)]
+
+
+def even(stack: anatomy.Stack) -> list[int]:
+    """Inner blocks, each as far as may be from those that went before it (van der Corput's order), then the first."""
+    inner = range(max(stack.depth - 2, 0))
+    bits = max(len(inner) - 1, 1).bit_length()
+    return [*(i + 1 for i in sorted(inner, key=lambda i: f"{i:0{bits}b}"[::-1])), 0][: _most(stack)]
 
 
 def _tried(session: Session, orders: Sequence[list[int]], depth: int, run: Run) -> list[int]:
     """The order whose cut to `depth` blocks is nearest to the original after a moment of training."""
     reference = leave_out.outputs(session.bundle, session.task, TRIED_EXAMPLES, run)
     seconds = TRIAL_SHARE * session.settings.budget
-    length = candidates.length(session)
-    common.feed(
-        session.bundle,
-        session.task,
-        Run(seed=run.seed, use_labels=session.settings.use_labels),
-        length=length,
-    )  # made once, and no trial's time
+    candidates.prepare(session)
     distances: list[tuple[float, int]] = []
     for number, order in enumerate(orders):
         kept = sorted(order[-depth:])

@@ -62,7 +62,11 @@ def evaluate(
 
 
 def loss(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    return torch.nn.functional.cross_entropy(outputs["logits"].float(), batch.targets["label"])
+    """Mean over the examples that have a label (0 or more); 0 where none has."""
+    logits, label = outputs["logits"].float(), batch.targets["label"]
+    if not bool((label >= 0).any()):
+        return logits.sum() * 0.0
+    return torch.nn.functional.cross_entropy(logits, label, ignore_index=-100)
 
 
 def align(

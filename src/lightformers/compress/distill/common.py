@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle, Encoded, Example
+from lightformers.compress.distill import made_up
 from lightformers.errors import DataError, ModelError
 from lightformers.memo import Memo
 from lightformers.processors import Processor
@@ -31,6 +32,7 @@ MAX_TOKENS_VOCABULARY = 1024
 #: Training texts, tokenized once for all recoveries that share a tokenizer; or only their lengths.
 _ENCODED: Memo[list[Encoded]] = Memo()
 _LENGTHS: Memo[np.ndarray] = Memo()
+_MADE_UP: Memo[list[Example]] = Memo()
 
 
 @dataclass(frozen=True)
@@ -70,15 +72,22 @@ def shared(run: Run, share: float, seconds: float | None = None) -> Run:
 
 
 def feed(
-    bundle: Bundle, task: Any, run: Run, max_tokens: int | None = None, length: int | None = None
-) -> Feed:
+    bundle: Bundle, task: Any, run: Run, max_tokens: int | None = None, length: int | None = None, more: int = 0
+) -> Feed:  # fmt: skip
     """The task's training examples as batches; encoded once where neither labels nor masks are drawn per batch.
 
-    length: cut texts to so many tokens, where they are encoded once.
+    length: cut texts to so many tokens, where they are encoded once. more: made-up texts for each of the task's, where
+    these are single texts.
     """
     examples: list[Example] = task.training_examples(run.use_labels)
     if not examples:
         raise DataError("the train split is empty: give more data")
+    more = more if single_texts(bundle, examples) else 0
+    if more:
+        key = (*_key(bundle, task, run.use_labels), more, run.seed)
+        examples = examples + _MADE_UP(
+            bundle.processor, key, lambda: made_up.examples(examples, more, run.seed)
+        )
     limit = max_tokens or (MAX_TOKENS_VOCABULARY if bundle.task in LANGUAGE_MODELS else MAX_TOKENS)
     ours = isinstance(bundle.processor, Processor)
     if "image" in examples[0] or ours:  # encoded when they are needed: all at once they would not fit
@@ -93,15 +102,28 @@ def feed(
     pairs = "query" in examples[0]
     if run.use_labels or bundle.task in LANGUAGE_MODELS:
         measured = _pair_lengths if pairs else _lengths
-        lengths = _LENGTHS(bundle.processor, _key(bundle, task, True), lambda: measured(bundle, examples))
+        lengths = _LENGTHS(
+            bundle.processor, (*_key(bundle, task, True), more, run.seed), lambda: measured(bundle, examples)
+        )
         return Feed(
             examples, lambda items, seed: task.collate(bundle, items, seed), lengths, limit, seed=run.seed
         )
     shortest = min(n for n in (length, bundle.max_length, sys.maxsize) if n)
     short = bundle if length is None else dataclasses.replace(bundle, max_length=shortest)
-    items = _ENCODED(bundle.processor, _key(short, task, False), lambda: _compact(short.encode(examples)))
+    items = _ENCODED(
+        bundle.processor,
+        (*_key(short, task, False), more, run.seed),
+        lambda: _compact(short.encode(examples)),
+    )
     lengths = np.array([bundle.length(e) for e in items])
     return Feed(items, lambda items, _: bundle.pad(items), lengths, limit, seed=run.seed)
+
+
+def single_texts(bundle: Bundle, examples: Sequence[Example]) -> bool:
+    """Whether the examples are texts by themselves, which other texts may stand beside without an answer."""
+    return bundle.task in ("embedding", "text-classification") and all(
+        "text" in e and "text_pair" not in e for e in examples[:100]
+    )
 
 
 def _compact(encoded: list[Encoded]) -> list[Encoded]:

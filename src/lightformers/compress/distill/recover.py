@@ -54,6 +54,8 @@ class Recover:
     max_tokens: padded tokens in a batch; None: 4096, for language models 1024.
     length: cut training texts to so many tokens (label-free encoders only), so that a short training sees more of
         them; None: as long as the model takes.
+    made_up: texts that are made up for each training text (see `made_up`), where these are single texts; for a long
+        training on little data.
 
     What is known of the defaults (MiniLM, docstring-to-code retrieval, one seed each; MRR over the original's on unseen
     pairs, plus or minus 0.02 to 0.033). Blocks 0, 2, 4, 5 of six, 120,000 tokens: lr 1.2e-4 1.015, 2.5e-4 0.998, 5e-4
@@ -76,6 +78,7 @@ class Recover:
     train_embeddings: bool | None = None
     max_tokens: int | None = None
     length: int | None = None
+    made_up: int = 0
     warmup: float = 0.05
     weight_decay: float = 0.01
     stage: ClassVar[Stage] = Stage.RECOVER
@@ -85,7 +88,7 @@ class Recover:
         teacher = self.check(bundle, task, run)
         run = common.shared(run, self.share, self.seconds)
         frozen = common.frozen_embeddings(bundle, teacher, self.train_embeddings)
-        batches = common.feed(bundle, task, run, self.max_tokens, self.length)
+        batches = common.feed(bundle, task, run, self.max_tokens, self.length, self.made_up)
         plan = common.Plan(self.lr, self.epochs, self.warmup, self.weight_decay)
         with ExitStack() as stack:
             objective = _Objective(self, bundle, teacher, task, run, batches, stack)
@@ -110,6 +113,10 @@ class Recover:
         weights = (self.similarity, self.hidden, self.labels)
         if min(weights) < 0 or self.temperature <= 0 or not 0 < self.share <= 1:
             raise UserError("weights must not be negative, temperature must be positive, share in (0, 1]")
+        if self.made_up < 0:
+            raise UserError(
+                f"made_up is a number of texts for each that is there, 0 for none; got {self.made_up}"
+            )
 
 
 class _Objective:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,30 +11,24 @@ from torch import Tensor, nn
 from lightformers import anatomy
 from lightformers.bundle import Batch, Bundle
 from lightformers.compress import calibration
-from lightformers.compress.prune.bridges import Bridges, gaps
 from lightformers.compress.prune.scores import output_distance
 from lightformers.memory import release
 from lightformers.steps import Run
 
 #: Rows of an output (tokens of a language model) that are compared per batch: logits of all would not fit.
 _ROWS = 512
-#: Examples beyond those of the distance that linear maps may be fitted to.
-FITTED = 256
 
 
 def removal_order(
-    bundle: Bundle, task: Any, blocks: Sequence[anatomy.Block], count: int, examples: int, run: Run, bridged: bool = False
-) -> list[int]:  # fmt: skip
+    bundle: Bundle, task: Any, blocks: Sequence[anatomy.Block], count: int, examples: int, run: Run
+) -> list[int]:
     """The first `count` blocks of a stack to remove, greedily by output distance; remembered for the next call.
-
-    bridged: what is removed is replaced by a linear map fitted to other examples, so that the distance is what training
-    will have to close, not what the cut tears open.
 
     Each round runs the model once without the blocks that are gone, then from each candidate on: what comes before a
     candidate is the same for all, so it is not computed again.
     """
     known = calibration.statistics(bundle, task, examples, run.seed)
-    order: list[int] = known.notes.setdefault(("removal_order", blocks[0].stack, len(blocks), bridged), [])
+    order: list[int] = known.notes.setdefault(("removal_order", blocks[0].stack, len(blocks)), [])
     if len(order) >= count:
         return order[:count]
     chosen = calibration.examples_of(task, examples, run.seed)
@@ -46,30 +39,23 @@ def removal_order(
         stack.enter_context(calibration.evaluating(bundle.model))
         stack.enter_context(calibration.fast_precision(next(bundle.model.parameters()).device, run.dtype))
         data = calibration.batches(bundle, chosen)
-        bridges = _bridges(bundle, task, modules, examples, run) if bridged else None
         references: list[tuple[Tensor, bool]] = []
         if order:
             references = [rows(module(**b.inputs), b) for b in data]
         while len(order) < count:
             distance = dict.fromkeys((i for i in range(len(blocks)) if i not in order), 0.0)
             for place, batch in enumerate(data):
-                outputs, states = _pass(module, modules, order, batch, bridges)
+                outputs, states = _pass(module, modules, order, batch)
                 if not order:  # nothing is gone yet: this is the reference
                     references.append(rows(outputs, batch))
                 reference, distribution = references[place]
                 for i in distance:
-                    with _without(modules, order, i, states, bridges):
+                    with _without(modules, order, i, states):
                         new, _ = rows(module(**batch.inputs), batch)
                     distance[i] += output_distance(new, reference, distribution) * len(reference)
             order.append(min(distance, key=lambda i: (distance[i], i)))
             release()
     return order[:count]
-
-
-def _bridges(bundle: Bundle, task: Any, modules: Sequence[nn.Module], examples: int, run: Run) -> Bridges:
-    """Fitted to examples that the distance is not measured on."""
-    more = calibration.examples_of(task, examples + FITTED, run.seed)
-    return Bridges(bundle.module(), modules, calibration.batches(bundle, more[examples:] or more))
 
 
 def outputs(bundle: Bundle, task: Any, examples: int, run: Run) -> list[tuple[Tensor, bool]]:
@@ -107,11 +93,7 @@ def rows(outputs: Any, batch: Batch) -> tuple[Tensor, bool]:
 
 
 def _pass(
-    module: nn.Module,
-    modules: Sequence[nn.Module],
-    gone: Sequence[int],
-    batch: Batch,
-    bridges: Bridges | None,
+    module: nn.Module, modules: Sequence[nn.Module], gone: Sequence[int], batch: Batch
 ) -> tuple[Any, dict[int, Tensor]]:
     """Outputs without the blocks in `gone`, and what enters each block (none if blocks hand on more than states)."""
     states: dict[int, Tensor] = {}
@@ -127,7 +109,7 @@ def _pass(
 
         return hook
 
-    with _without(modules, gone, None, {}, bridges), ExitStack() as stack:
+    with _without(modules, gone, None, {}), ExitStack() as stack:
         for i, block in enumerate(modules):
             stack.callback(block.register_forward_hook(watch(i), with_kwargs=True).remove)
         outputs = module(**batch.inputs)
@@ -136,27 +118,18 @@ def _pass(
 
 @contextmanager
 def _without(
-    modules: Sequence[nn.Module], gone: Sequence[int], candidate: int | None, states: Mapping[int, Tensor], bridges: Bridges | None
-) -> Iterator[None]:  # fmt: skip
-    """Let blocks hand on what they are given; of a gap the first hands on what its bridge makes of that. With known
-    states, everything before the candidate is skipped too."""
+    modules: Sequence[nn.Module], gone: Sequence[int], candidate: int | None, states: Mapping[int, Tensor]
+) -> Iterator[None]:
+    """Let blocks hand on what they are given. With known states, everything before the candidate is skipped too."""
     skipped = {*gone} if candidate is None else {*gone, candidate}
-    ends = gaps(skipped)
-
-    def crossed(start: int, given: Tensor) -> Tensor:
-        return given if bridges is None or start not in ends else bridges(start, ends[start], given)
-
     with ExitStack() as stack:
         if candidate is not None and states:
-            start = max(s for s in ends if s <= candidate)
-            handed = crossed(start, states[start])
             for i, block in enumerate(modules[: candidate + 1]):
-                stack.callback(_override(block, handed if i == candidate else None))
+                stack.callback(_override(block, states[candidate] if i == candidate else None))
         for i in skipped:
             if not states or (candidate is not None and i > candidate):
                 # the block still runs: what it hands on beside the states (a t5's position bias) may be needed
-                hook = partial(_hand_on, partial(crossed, i))
-                stack.callback(modules[i].register_forward_hook(hook, with_kwargs=True).remove)
+                stack.callback(modules[i].register_forward_hook(_hand_on, with_kwargs=True).remove)
         yield
 
 
@@ -168,8 +141,6 @@ def _override(block: nn.Module, states: Tensor | None) -> Callable[[], None]:
     return lambda: delattr(block, "forward")
 
 
-def _hand_on(
-    crossed: Callable[[Tensor], Tensor], block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
-) -> Any:  # fmt: skip
-    before = crossed(anatomy.entering(args, kwargs))
+def _hand_on(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    before = anatomy.entering(args, kwargs)
     return before if isinstance(output, Tensor) else (before, *output[1:])
