@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lightformers.slim import search
+from lightformers.slim import candidates, search
 from lightformers.slim.store import Store
 
 
@@ -45,3 +45,21 @@ def test_a_candidate_that_sat_out_a_round_goes_on(session: Any, monkeypatch: pyt
     last = search.recover(session, once, 3, 40.0, (0, 1))
     assert begun[0] is None and begun[1] == search.checkpoint(session, "2 blocks", 1)
     assert last["rung"] == 3 and last["seconds"] == 45.0
+
+
+@pytest.mark.parametrize(
+    ("budget", "rows", "said"),
+    [(1800, 7000, 10), (100, 7000, 0), (9000, 7000, 16), (10**6, 100_000, 3), (1800, 10**6, 0)],
+)
+def test_texts_are_made_up_where_training_would_see_each_too_often(
+    session: Any, budget: int, rows: int, said: int
+) -> None:
+    """A batch of 32 takes a quarter of a second: 7,000 texts are an epoch of 16 seconds."""
+    texts = [{"text": "one of them"}] * rows
+    session.store.put("seconds_per_batch", 0.25)
+    session.settings = SimpleNamespace(seed=0, budget=budget, batch=32, use_labels=False)
+    session.bundle = SimpleNamespace(task="text-classification")
+    session.task = SimpleNamespace(training_examples=lambda labels: texts)
+    assert candidates.made_up(session) == said
+    session.bundle.task = "causal-lm"
+    assert candidates.made_up(session) == 0

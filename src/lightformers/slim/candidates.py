@@ -18,8 +18,8 @@ from lightformers.slim.space import CostModel, Cut, work_of
 from lightformers.steps import Deploy, Recipe, Run, Stage, Step
 
 BRIEF_LENGTH = 128  # tokens that training texts are cut to in a run of minutes
-#: Times that a training may see each text before texts are made up beside, and how many at most for each that is there.
-EPOCHS, MOST_MADE_UP = 4, 16
+#: Times that a training may see each text before texts are made up beside; how many at most for each that is there, and in all.
+EPOCHS, MOST_MADE_UP, ALL_MADE_UP = 4, 16, 300_000
 #: Seconds of training a candidate on a text, relative to eager fp32 running the original on it in order of arrival; and the
 #: share of a budget that the winner is trained for.
 TRAINED, WINNER = 0.3, 0.4
@@ -106,7 +106,8 @@ def made_up(session: Session) -> int:
     if not batch or not common.single_texts(session.bundle, rows):
         return 0
     epoch = TRAINED * batch * len(rows) / session.settings.batch
-    return min(int(WINNER * session.settings.budget / epoch / EPOCHS), MOST_MADE_UP)
+    wanted = int(WINNER * session.settings.budget / epoch / EPOCHS)
+    return min(wanted, MOST_MADE_UP, ALL_MADE_UP // len(rows))
 
 
 def prepare(session: Session) -> None:

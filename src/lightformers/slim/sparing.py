@@ -2,8 +2,8 @@
 
 How far the output moves without a block is known in seconds, but it is not what training makes of the cut. A classifier of six
 blocks (MiniLM on SST-2) that is cut to four learns most with its first three and the last, least with the four whose absence
-shows least; the encoder it comes from, on retrieval, is best off with every other block. So a run that is not to take minutes
-trains a cut of middle depth for a moment with each of a few orders, and goes on with the best.
+shows least; the encoder it comes from, on retrieval, is best off with every other block (one training each). So a run that is
+not to take minutes trains a cut of middle depth for a moment with each of a few orders, and goes on with the best.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ UNLABELLED = -100
 def examples(source: Sequence[Example], times: int, seed: int = 0) -> list[Example]:
     """`times` made-up examples for each of `source`, which hold "text"; a "label" becomes `UNLABELLED`."""
     drawn = random.Random(seed)
-    spaced = any(" " in e["text"].strip() for e in source)
-    gap = " " if spaced else ""  # where nothing separates words, characters are exchanged
+    spaced = 2 * sum(" " in e["text"].strip() for e in source) >= len(source)
+    gap = " " if spaced else ""  # where no spaces separate words, characters are exchanged
     words = [e["text"].split() if spaced else list(e["text"]) for e in source]
     pool = [word for text in words for word in text]
     made = []
