@@ -26,7 +26,7 @@ def examples(source: Sequence[Example], times: int, seed: int = 0) -> list[Examp
     gap = " " if spaced else ""  # where no spaces separate words, characters are exchanged
     words = [e["text"].split() if spaced else list(e["text"]) for e in source]
     pool = [word for text in words for word in text]
-    made = []
+    made: list[Example] = []
     for _ in range(times if pool else 0):
         for example, text in zip(source, words):
             new = {**example, "text": gap.join(_changed(text, words, pool, drawn))}
