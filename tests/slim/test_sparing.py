@@ -55,7 +55,7 @@ def test_the_choice_that_training_brings_nearest_is_taken(
     order = sparing.block_order(session, space(1))
     assert sorted(order) == [0, 1, 2, 3] and order[0] == first and sorted(order[-2:]) == best
     assert (
-        session.seconds == [30.0] * 3 and "0.100" in session.told[-1] and "0.500, 0.500" in session.told[-1]
+        session.seconds == [30.0] * 3 and "0.100" in session.told[-1] and session.told[-1].count("0.500") == 2
     )
 
 

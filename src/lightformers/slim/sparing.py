@@ -83,9 +83,8 @@ def _tried(session: Session, orders: Sequence[list[int]], depth: int, run: Run) 
     if not distances:
         return orders[0]
     best, number = min(distances)
-    others = ", ".join(f"{d:.3f}" for d, n in distances if n != number)
+    others = "".join(f", another choice {d:.3f}" for d, n in distances if n != number)
     session.progress.log(
-        f"of {depth} blocks stay {sorted(orders[number][-depth:])}: {best:.3f} from the original "
-        f"after training, others {others}"
+        f"{depth} blocks: {sorted(orders[number][-depth:])} stay, {best:.3f} from the original after training{others}"
     )
     return orders[number]

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 KINDS = ("accuracy", "macro-f1")
 
+#: The label of an example that has none: it has no part in the loss.
+UNLABELLED = -100
+
 
 def metric(kind: str, classes: int) -> Metric:
     if kind not in KINDS:
@@ -62,11 +65,12 @@ def evaluate(
 
 
 def loss(outputs: Mapping[str, Tensor], batch: Batch) -> Tensor:
-    """Mean over the examples that have a label (0 or more); 0 where none has."""
-    logits, label = outputs["logits"].float(), batch.targets["label"]
-    if not bool((label >= 0).any()):
-        return logits.sum() * 0.0
-    return torch.nn.functional.cross_entropy(logits, label, ignore_index=-100)
+    """Mean cross entropy over the examples that are not `UNLABELLED`; 0 where all are."""
+    label = batch.targets["label"]
+    total = torch.nn.functional.cross_entropy(
+        outputs["logits"].float(), label, ignore_index=UNLABELLED, reduction="sum"
+    )
+    return total / (label != UNLABELLED).sum().clamp(min=1)
 
 
 def align(

@@ -81,9 +81,13 @@ def test_recovery_learns_from_made_up_texts_too(classifier: Any, labels: bool) -
     seen = [place for batch in more.epoch(0) for place in batch]
     assert sorted(seen) == list(range(64))
     step = Recover(epochs=2, made_up=3)
-    made = Recipe([DropBlocks(blocks=(0, 3)), step]).apply(bundle, task, run)
+    cut, alone, made = (
+        Recipe([DropBlocks(blocks=(0, 3)), *steps]).apply(bundle, task, run)
+        for steps in ([], [Recover(epochs=2)], [step])
+    )
     assert all(torch.isfinite(p).all() for p in made.model.parameters())
-    assert any(not torch.equal(a, b) for a, b in zip(made.model.parameters(), bundle.model.parameters()))
+    for other in (cut, alone):  # it was trained, and on more than the texts that are there
+        assert any(not torch.equal(a, b) for a, b in zip(made.model.parameters(), other.model.parameters()))
 
 
 def test_pairs_and_other_tasks_stay_as_they_are(classifier: Any) -> None:

@@ -83,8 +83,9 @@ def feed(
     if not examples:
         raise DataError("the train split is empty: give more data")
     more = more if single_texts(bundle, examples) else 0
+    drawn = (more, run.seed) if more else ()
     if more:
-        key = (*_key(bundle, task, run.use_labels), more, run.seed)
+        key = (*_key(bundle, task, run.use_labels), *drawn)
         examples = examples + _MADE_UP(
             bundle.processor, key, lambda: made_up.examples(examples, more, run.seed)
         )
@@ -103,7 +104,7 @@ def feed(
     if run.use_labels or bundle.task in LANGUAGE_MODELS:
         measured = _pair_lengths if pairs else _lengths
         lengths = _LENGTHS(
-            bundle.processor, (*_key(bundle, task, True), more, run.seed), lambda: measured(bundle, examples)
+            bundle.processor, (*_key(bundle, task, True), *drawn), lambda: measured(bundle, examples)
         )
         return Feed(
             examples, lambda items, seed: task.collate(bundle, items, seed), lengths, limit, seed=run.seed
@@ -112,7 +113,7 @@ def feed(
     short = bundle if length is None else dataclasses.replace(bundle, max_length=shortest)
     items = _ENCODED(
         bundle.processor,
-        (*_key(short, task, False), more, run.seed),
+        (*_key(short, task, False), *drawn),
         lambda: _compact(short.encode(examples)),
     )
     lengths = np.array([bundle.length(e) for e in items])

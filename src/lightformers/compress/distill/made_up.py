@@ -12,11 +12,10 @@ import random
 from collections.abc import Sequence
 
 from lightformers.bundle import Example
+from lightformers.tasks.classify import UNLABELLED
 
 #: Chance that a text is joined with another; that one which is not is cut. Shares of words that may be exchanged.
 JOINED, CUT, EXCHANGED = 0.3, 0.3, (0.05, 0.15, 0.3)
-#: What the label of a made-up text is: none.
-UNLABELLED = -100
 
 
 def examples(source: Sequence[Example], times: int, seed: int = 0) -> list[Example]:
