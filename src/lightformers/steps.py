@@ -32,6 +32,7 @@ class Stage(IntEnum):
     VOCABULARY = 6
     SPARSIFY = 7
     QUANTIZE = 8
+    CASCADE = 9
 
 
 @dataclass

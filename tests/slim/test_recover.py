@@ -25,7 +25,7 @@ def session(tmp_path: Path) -> Any:
     interval = SimpleNamespace(estimate=0.9, low=0.8, high=1.0, bound=0.85, confidence=0.95)
     return SimpleNamespace(
         store=store, progress=Told(), brisk=None, settings=SimpleNamespace(seed=0), out=store.out,
-        score=lambda *rest: SimpleNamespace(value=1.0), compare=lambda *rest: interval, warn=lambda line: pytest.fail(line),
+        score=lambda *rest, **more: SimpleNamespace(value=1.0), compare=lambda *rest: interval, warn=lambda line: pytest.fail(line),
     )  # fmt: skip
 
 
@@ -40,6 +40,7 @@ def test_a_candidate_that_sat_out_a_round_goes_on(session: Any, monkeypatch: pyt
     monkeypatch.setattr(search.candidates, "keep", lambda cut, model, path: None)
     monkeypatch.setattr(search.candidates, "deployed", lambda cut, brisk: brisk)
     monkeypatch.setattr(search, "interval_dict", vars)
+    monkeypatch.setattr(search.cascading, "allowed", lambda session: False)
     first = {"name": "2 blocks", "rung": 0, "cut": {"blocks": 2}, "cost": 1.0, "seconds": 0.0}
     once = search.recover(session, first, 1, 5.0, (0, 1))
     last = search.recover(session, once, 3, 40.0, (0, 1))

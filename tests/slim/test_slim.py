@@ -253,6 +253,21 @@ def test_a_model_of_two_stacks_is_shortened(tmp_path):
     assert {"6 blocks", "3 blocks"} <= {t["name"] for t in report["trials"] if t["state"] == "complete"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_cut_in_front_of_the_original(world, tmp_path):
+    out = tmp_path / "small"
+    full = [sys.executable, "-m", "lightformers", *command(world, out, "--floor", "0.9", "--budget", "180s")]
+    done = subprocess.run(
+        [*full, "--allow-custom", "--steps", "drop-blocks,cascade"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "each in front of the original" in done.stderr
+    assert "then the original, int8" in done.stderr  # among the finalists: run, scored and raced
+    report = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert report["verdict"]["proven"] and all(row["ok"] for row in report["reload"])
+
+
 def _trials(database: Path) -> int:
     import sqlite3
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 _STEPS = {
     "AdaptiveModules": "lightformers.compress.adaptive.acm",
+    "Cascade": "lightformers.compress.adaptive.cascade",
     "AxFormer": "lightformers.compress.prune.axformer",
     "DropBlocks": "lightformers.compress.prune.blocks",
     "PruneChannels": "lightformers.compress.prune.channels",
@@ -48,6 +49,7 @@ __all__ = sorted(_STEPS)
 
 if TYPE_CHECKING:
     from lightformers.compress.adaptive.acm import AdaptiveModules
+    from lightformers.compress.adaptive.cascade import Cascade
     from lightformers.compress.distill import MiniLM, Recover
     from lightformers.compress.ecoformer import EcoFormer
     from lightformers.compress.factorize.dsformer import DenseSparse

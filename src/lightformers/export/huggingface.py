@@ -37,6 +37,8 @@ def native_reasons(model: nn.Module) -> list[str]:
     """
     from lightformers import anatomy
 
+    if own := getattr(model, "beyond_transformers", ""):
+        return [own]
     if reasons := list(anatomy.native_reasons(model)):
         return reasons
     try:

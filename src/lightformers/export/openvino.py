@@ -102,7 +102,7 @@ def save(
                     "so plain OpenVINO opens it and ExportedModel.from_pretrained does not"
                 )
                 try:
-                    program = _by_openvino(bundle, deploy, examples)
+                    program = openvino_graph.program(bundle, deploy.precision, examples, deploy.calibration)
                 except Exception as second:
                     why = dict.fromkeys([reason(first), reason(second)])
                     raise ModelError(
@@ -150,10 +150,3 @@ def _halve(folder: Path) -> None:
     del program  # it has the file mapped
     for suffix in (".xml", ".bin"):
         (folder / f"half{suffix}").replace(wide.with_suffix(suffix))
-
-
-def _by_openvino(bundle: Bundle, deploy: Deploy, examples: Sequence[Example]) -> Any:
-    program = openvino_graph.convert(bundle, examples)
-    if deploy.precision == "int8":
-        return openvino_graph.quantize(program, bundle, examples, deploy.calibration)
-    return openvino_graph.compress_weights(program) if deploy.precision == "int8-weights" else program

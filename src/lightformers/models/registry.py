@@ -11,6 +11,8 @@ from typing import Any
 
 #: Class name, as config.json writes it -> where the class is. Only these are ever looked up.
 MODELS: dict[str, str] = {
+    "CascadeForImageClassification": "lightformers.models.cascade",
+    "CascadeForSequenceClassification": "lightformers.models.cascade",
     "Decoder": "lightformers.models.language.decoder",
     "Encoder": "lightformers.models.language.encoder",
     "EncoderForSequenceClassification": "lightformers.models.language.encoder",
@@ -40,7 +42,11 @@ AUTO: dict[str, tuple[str, ...]] = {
     "AutoModel": ("Encoder", *TABULAR),
     "AutoModelForTimeSeriesPrediction": FORECASTERS,
     "AutoModelForCausalLM": ("Decoder",),
-    "AutoModelForSequenceClassification": ("EncoderForSequenceClassification",),
+    "AutoModelForImageClassification": ("CascadeForImageClassification",),
+    "AutoModelForSequenceClassification": (
+        "CascadeForSequenceClassification",
+        "EncoderForSequenceClassification",
+    ),
 }
 _LAYERS = "lightformers.models.language.layers"
 #: Where transformers keeps its Auto classes.

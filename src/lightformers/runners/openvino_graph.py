@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from lightformers.bundle import Bundle, Example
 from lightformers.errors import MissingExtra, ModelError, reason
+from lightformers.models.cascade import CascadeModel
 from lightformers.runners.batching import by_length
 from lightformers.runners.named import WANTED, Traceable, example_batch, numpy_inputs
+from lightformers.runners.openvino_cascade import joined
 from lightformers.runners.unfold import without_unfold
 from lightformers.telemetry import quiet, silence
 
@@ -26,6 +29,25 @@ def imported() -> Any:
     except ImportError as error:
         raise MissingExtra("openvino", "openvino") from error
     return openvino
+
+
+def program(
+    bundle: Bundle, precision: str, calibration: Sequence[Example] | None = None, count: int = 24
+) -> Any:
+    """The bundle's module as an `openvino.Model`, its weights quantized where the precision says so.
+
+    The models of a cascade are converted and quantized each by itself, so neither sees the other's statistics.
+    """
+    if isinstance(bundle.model, CascadeModel):
+        first, second = (
+            program(replace(bundle, model=model), precision, calibration, count)
+            for model in (bundle.model.first, bundle.model.second)
+        )
+        return joined(first, second, bundle.model.config.sure)
+    model = convert(bundle, calibration)
+    if precision == "int8":
+        return quantize(model, bundle, calibration or (), count)
+    return compress_weights(model) if precision == "int8-weights" else model
 
 
 def convert(bundle: Bundle, examples: Sequence[Example] | None = None) -> Any:

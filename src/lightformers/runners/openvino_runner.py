@@ -17,14 +17,7 @@ from lightformers.errors import UserError
 from lightformers.files import read_json
 from lightformers.runners.batching import in_order, plan
 from lightformers.runners.named import numpy_inputs, to_tensor
-from lightformers.runners.openvino_graph import (
-    awkward_lengths,
-    compress_weights,
-    convert,
-    imported,
-    port_name,
-    quantize,
-)
+from lightformers.runners.openvino_graph import awkward_lengths, imported, port_name, program
 from lightformers.steps import Deploy
 from lightformers.telemetry import quiet
 
@@ -137,11 +130,7 @@ def build_openvino(
     bundle: Bundle, deploy: Deploy, calibration: Sequence[Example] | None = None
 ) -> OpenVINORunner:
     """Convert, quantize where the deploy says so, compile."""
-    model = convert(bundle, calibration)
-    if deploy.precision == "int8":
-        model = quantize(model, bundle, calibration or (), deploy.calibration)
-    elif deploy.precision == "int8-weights":
-        model = compress_weights(model)
+    model = program(bundle, deploy.precision, calibration, deploy.calibration)
     return OpenVINORunner(model, bundle, deploy)
 
 

@@ -222,6 +222,12 @@ def price(
     }
 
 
+def whole(session: Session, cost: CostModel, examples: int) -> float:
+    """What the original costs, in the same words."""
+    found = Cut(len(anatomy.of(session.bundle.model).blocks))
+    return float(price(session, found, session.bundle, cost, examples)["cost"])
+
+
 def quantizer(name: str, bundle: Bundle, goal: str) -> list[Step]:
     """The steps of a quantizing method: four bits where size is the goal and it has them, else eight."""
     bits = 4 if goal == "size" and name != "llm-int8" else 8

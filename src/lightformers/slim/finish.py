@@ -1,4 +1,4 @@
-"""From trained candidates to one proven, exported model: finalists, verification with stepping back, control."""
+"""From finalists to one proven, exported model: racing them, verification with stepping back, control."""
 
 from __future__ import annotations
 
@@ -6,87 +6,19 @@ import dataclasses
 import gc
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lightformers import export, measure, runners
-from lightformers.bundle import Bundle, Example
+from lightformers.bundle import Example
 from lightformers.errors import UserError, reason
-from lightformers.slim import candidates, plan, search
+from lightformers.slim import candidates, plan
 from lightformers.slim.baseline import call, deployed_size
+from lightformers.slim.finalists import UNCUT, Finalist
 from lightformers.slim.session import Session, interval_dict
-from lightformers.slim.space import Cut
 from lightformers.stats import interval
-from lightformers.steps import Deploy, Recipe, Run, Stage, fields_of
-
-FINALISTS = 3
-UNCUT = "no cut"
-
-
-@dataclass
-class Finalist:
-    """A candidate as it would be delivered: recipe, bundle, how it is run, and what is known of it."""
-
-    name: str
-    recipe: Recipe
-    bundle: Bundle
-    record: dict[str, Any]
-
-
-def finalists(
-    session: Session, trials: list[dict[str, Any]], order: tuple[int, ...], deploy: Deploy
-) -> list[Finalist]:
-    """The candidates worth verifying, each with its vocabulary trimmed: the fastest that look able, and the original."""
-    goal = search.target(session, trials)
-    able = sorted((t for t in trials if t["ratio"] >= goal), key=lambda t: t["cost"])
-    near = sorted((t for t in trials if t["ratio"] < goal), key=lambda t: -t["ratio"])
-    if session.brief:  # each takes as long to score as an able one
-        near = [] if able else near[:1]
-    found = []
-    for trial in [*able, *near][:FINALISTS]:
-        cut = Cut(**trial["cut"])
-        bundle = candidates.restored(
-            session, cut, order, candidates.checkpoint(session, trial["name"], trial["rung"])
-        )
-        before, packing = candidates.split(candidates.steps_of(cut, session.bundle, order))
-        learnt = candidates.recovered(session, cut, trial["seconds"])
-        size = bundle.parameters
-        for step in learnt:
-            given = fields_of(step)
-            done = {"step": type(step).__name__, "parameters": given, "seconds": given["seconds"]}
-            bundle.history.append(done | {"size_before": size, "size_after": size})
-        if packing:
-            bundle = Recipe(packing).apply(bundle, session.task, Run(seed=session.settings.seed))
-        recipe = Recipe([*before, *learnt, *packing], candidates.deployed(cut, deploy))
-        record = trial | {"trained_ratio": trial["ratio"], "trains": candidates.trains(cut)}
-        found.append(_trimmed(session, Finalist(trial["name"], recipe, bundle, record)))
-    found.append(
-        _trimmed(session, Finalist(UNCUT, Recipe([], deploy), session.bundle.copy(), {"seconds": 0.0}))
-    )
-    return found
-
-
-def _trimmed(session: Session, finalist: Finalist) -> Finalist:
-    """With unused vocabulary rows gone, where the tokenizer and the task allow it."""
-    from lightformers.compress import TrimVocabulary
-
-    settings, task = session.settings, session.task
-    if not settings.trim or not settings.allows("TrimVocabulary") or task.name not in TRIMMABLE:
-        return finalist
-    step = TrimVocabulary()
-    try:
-        bundle = Recipe([step]).apply(finalist.bundle, task, Run(seed=settings.seed))
-    except UserError as error:
-        session.warn(f"vocabulary not trimmed: {reason(error)}")
-        return finalist
-    recipe = Recipe(candidates.placed(finalist.recipe.steps, step), finalist.recipe.deploy)
-    return dataclasses.replace(finalist, recipe=recipe, bundle=bundle)
-
-
-#: Fewer classes in the softmax would flatter a language model's perplexity, so those keep their vocabulary.
-TRIMMABLE = ("embedding", "text-classification", "token-classification")
+from lightformers.steps import Deploy, Recipe, Run, Stage
 
 
 def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) -> list[Finalist]:
@@ -144,7 +76,7 @@ def rank(session: Session, entrants: list[Finalist], load: Sequence[Example]) ->
         finalist.record["seconds_load"] = seconds[finalist.name]
         finalist.record["size_bytes"] = deployed_size(finalist.bundle, finalist.recipe.deploy)
     cost = "size_bytes" if session.settings.goal == "size" else "seconds_load"
-    goal = search.target(session, [f.record for f in scored])
+    goal = session.target([f.record for f in scored])
     able = sorted((f for f in scored if f.record["ratio"] >= goal), key=lambda f: f.record[cost])
     return able + sorted((f for f in scored if f.record["ratio"] < goal), key=lambda f: -f.record["ratio"])
 
@@ -155,7 +87,8 @@ def _forms(session: Session, finalist: Finalist) -> Iterator[Finalist]:
     for precision in _precisions(deploy):
         recipe = Recipe(finalist.recipe.steps, dataclasses.replace(deploy, precision=precision))
         yield dataclasses.replace(finalist, name=f"{finalist.name}, {precision}", recipe=recipe)
-    for name in () if _quantized(finalist) else session.menu.finishes:
+    last = bool(finalist.recipe.steps) and finalist.recipe.steps[-1].stage is Stage.CASCADE
+    for name in () if last or _quantized(finalist) else session.menu.finishes:
         steps = candidates.quantizer(name, finalist.bundle, session.settings.goal)
         try:
             bundle = Recipe(steps).apply(finalist.bundle, session.task, Run(seed=session.settings.seed))
@@ -171,7 +104,7 @@ def _quantized(finalist: Finalist) -> bool:
 
 
 def _able(session: Session, finalist: Finalist) -> bool:
-    return bool(finalist.record["ratio"] >= search.target(session, [finalist.record]))
+    return bool(finalist.record["ratio"] >= session.target([finalist.record]))
 
 
 def _found(session: Session, finalist: Finalist, runner: runners.Runner) -> dict[str, Any]:

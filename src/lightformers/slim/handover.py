@@ -12,7 +12,7 @@ from lightformers.bundle import Example
 from lightformers.export import reload
 from lightformers.files import write_text
 from lightformers.slim.baseline import call, deployed_size
-from lightformers.slim.finish import Finalist
+from lightformers.slim.finalists import Finalist
 from lightformers.slim.session import Session
 from lightformers.steps import Deploy, Recipe, Run, Stage, fields_of
 
@@ -41,6 +41,10 @@ def step_costs(
             new: dict[str, Any]
             if step.stage is Stage.VOCABULARY:  # changes no shape that costs time
                 new = {"size": 4 * chosen.bundle.parameters}
+            elif step.stage is Stage.CASCADE:
+                cascade = chosen.record["cascade"]
+                new = {"size": 4 * chosen.bundle.parameters, "ratio": cascade["ratio"], "timed": "cascade"}
+                timed["cascade"] = session.runner(chosen.bundle, how)
             elif step.stage is Stage.RECOVER or chosen.record.get("trains"):
                 # training is not repeated: the figures of the trial itself are shown
                 new, seconds = {"ratio": chosen.record.get("trained_ratio")}, chosen.record["seconds"]

@@ -89,7 +89,7 @@ def _ratios(one: Method) -> tuple[float, ...]:
 
 def check_names(settings: Settings) -> None:
     """Raises UserError for names of steps that do not exist."""
-    known = [m.name for m in METHODS] + ["recover"]
+    known = [m.name for m in METHODS] + ["recover", "cascade"]
     for option, names in (("--steps", settings.only), ("--exclude", settings.exclude)):
         strange = [n for n in names if plain(n) not in map(plain, known)]
         if strange:

@@ -66,14 +66,19 @@ def foreseen(ratio: float, trained: float, total: float) -> float:
 def promote(trials: list[dict[str, Any]], count: int, target: float, seconds: float) -> list[dict[str, Any]]:
     """The `count` trials to train for `seconds` more: the fastest that will reach `target`, then the best.
 
-    trials: records with "ratio", "seconds" (trained so far) and "cost".
+    trials: records with "ratio", "seconds" (trained so far) and "cost"; "cascade" where the original behind the trial
+    would reach the target already, at a cost of its own.
     """
 
     def outlook(trial: dict[str, Any]) -> float:
         return foreseen(trial["ratio"], trial["seconds"], trial["seconds"] + seconds)
 
-    able = sorted((t for t in trials if outlook(t) >= target), key=lambda t: t["cost"])
-    rest = sorted((t for t in trials if outlook(t) < target), key=outlook, reverse=True)
+    def cost(trial: dict[str, Any]) -> float:
+        behind = (trial.get("cascade") or {}).get("cost", math.inf)
+        return float(trial["cost"] if outlook(trial) >= target else behind)
+
+    able = sorted((t for t in trials if cost(t) < math.inf), key=cost)
+    rest = sorted((t for t in trials if cost(t) == math.inf), key=outlook, reverse=True)
     return (able + rest)[:count]
 
 

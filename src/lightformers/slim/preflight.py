@@ -10,7 +10,7 @@ import torch
 
 from lightformers import anatomy, runners, stats
 from lightformers.errors import DataError
-from lightformers.slim import methods
+from lightformers.slim import cascading, methods
 from lightformers.slim.session import Session
 from lightformers.slim.space import Space, draw
 from lightformers.steps import Deploy
@@ -32,6 +32,10 @@ class Preflight:
     seconds_per_batch: float
     memory: int
     lines: tuple[str, ...]
+
+    def share(self, split: str) -> float:
+        """Of the examples that are scored, those of one split."""
+        return self.splits[split] / (self.splits["search"] + self.splits["verify"])
 
 
 def check(session: Session) -> Preflight:
@@ -67,7 +71,10 @@ def check(session: Session) -> Preflight:
         f"{family}: {blocks}, {bundle.parameters / 1e6:.{1 if bundle.parameters > 5e4 else 3}f} M parameters; {task.name}, {task.metric.name}",
         "data: " + ", ".join(f"{n:,} {name}" for name, n in splits.items() if n),
         f"will try: {_tries(space, session)}",
-        *(f"will not try {reason}" for reason in (*space.closed, *session.menu.closed)),
+        *(
+            f"will not try {reason}"
+            for reason in (*space.closed, *session.menu.closed, *cascading.closed(session))
+        ),
         f"quality of the original takes about {seconds:.0f} s to measure; training needs about {memory / 2**30:.1f} GiB",
         f"{splits['verify']:,} verification examples can resolve a loss of about {100 * loss:.2g} %",
     ]
@@ -135,8 +142,9 @@ def _tries(space: Space, session: Session) -> str:
     open_kinds = [f"{k} {min(v):g}..{max(v):g}" for k, v in kinds.items() if len(v) > 1]
     named = list(dict.fromkeys(name for name, _ in menu.points)) + list(menu.finishes)
     how = "relations, then outputs" if menu.relations else "distillation"
+    cascades = ["each in front of the original"] if cascading.allowed(session) else []
     forms = "int8 and bf16 on openvino" if session.runtime == "openvino" else "bf16 and fp32 on torch"
-    return "; ".join([*open_kinds, *named, f"recovery by {how}, {forms}"])
+    return "; ".join([*open_kinds, *named, *cascades, f"recovery by {how}, {forms}"])
 
 
 def to_dict(preflight: Preflight) -> dict[str, Any]:

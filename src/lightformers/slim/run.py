@@ -19,7 +19,8 @@ from lightformers.errors import Interrupted, UserError
 from lightformers.export import card
 from lightformers.files import read_json
 from lightformers.runners import Runner
-from lightformers.slim import baseline, finish, handover, near_free, report, search, sparing
+from lightformers.slim import baseline, finalists, finish, handover, near_free, report, search, sparing
+from lightformers.slim.finalists import Finalist
 from lightformers.slim.preflight import Preflight, check, to_dict
 from lightformers.slim.progress import Progress
 from lightformers.slim.session import Session, interval_dict
@@ -140,14 +141,14 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.phase("recovery")
     training = store.once("training", lambda: _training_seconds(session, pre, len(points)))
     overhead = store.once(
-        "overhead", lambda: 5 + BRISK[session.runtime] * _share(pre, "search") * pre.seconds_exact
+        "overhead", lambda: 5 + BRISK[session.runtime] * pre.share("search") * pre.seconds_exact
     )
     trials = (
         search.recoveries(session, points, order, training, overhead, pre.seconds_per_batch) if points else []
     )
 
     progress.phase("verification")
-    ranked = finish.rank(session, finish.finalists(session, trials, order, deploy), load)
+    ranked = finish.rank(session, finalists.gather(session, trials, order, deploy), load)
     progress.trying("the original on the verification split")
     session.original("verify")
     chosen, runner, outcome = finish.verify(session, ranked)
@@ -180,17 +181,14 @@ BRISK = {"openvino": 0.35, "torch": 1.0}
 FIXED, DELIVER = 45.0, 0.95
 
 
-def _share(pre: Preflight, split: str) -> float:
-    return pre.splits[split] / (pre.splits["search"] + pre.splits["verify"])
-
-
 def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
     """What is left for recovery when everything after it has its share, foreseen from what pre-flight measured."""
     if cuts < 2:
         return 0.0
-    # the original in full precision and one candidate on the verification split, finalists on the search split
-    brisk = BRISK[session.runtime]
-    scored = pre.seconds_exact * ((1 + brisk) * _share(pre, "verify") + brisk * _share(pre, "search"))
+    # the original in full precision and one candidate on the verification split, finalists (and what trimming costs) on
+    # the search split
+    brisk, times = BRISK[session.runtime], 2 if session.settings.trim else 1
+    scored = pre.seconds_exact * ((1 + brisk) * pre.share("verify") + times * brisk * pre.share("search"))
     deliver = FIXED + DELIVER * pre.seconds_exact
     left = max(session.left() - scored - deliver, 0.0)
     return left * (
@@ -199,7 +197,7 @@ def _training_seconds(session: Session, pre: Preflight, cuts: int) -> float:
 
 
 def _describe(
-    session: Session, pre: Preflight, baselines: list[dict[str, Any]], chosen: finish.Finalist, runner: Runner,
+    session: Session, pre: Preflight, baselines: list[dict[str, Any]], chosen: Finalist, runner: Runner,
     outcome: dict[str, Any], load: Sequence[Any], reference: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """The report: the chosen model raced against every baseline once more, and where its time goes."""
@@ -257,7 +255,7 @@ def _describe(
     }
 
 
-def _verdict(session: Session, chosen: finish.Finalist, outcome: dict[str, Any]) -> dict[str, Any]:
+def _verdict(session: Session, chosen: Finalist, outcome: dict[str, Any]) -> dict[str, Any]:
     ratio, floor = outcome["ratio"], session.floor
     what = "difference" if session.settings.max_drop is not None else "of the original's quality"
     if outcome["proven"]:
@@ -279,7 +277,7 @@ def _verdict(session: Session, chosen: finish.Finalist, outcome: dict[str, Any])
 def _deliver(
     session: Session,
     described: dict[str, Any],
-    chosen: finish.Finalist,
+    chosen: Finalist,
     runner: Runner,
     outcome: dict[str, Any],
 ) -> Result:

@@ -13,13 +13,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from lightformers import anatomy, measure, runners
 from lightformers.bundle import Example
 from lightformers.compress.prune import leave_out
 from lightformers.errors import UserError, reason
-from lightformers.slim import candidates, plan
+from lightformers.slim import candidates, cascading, plan
 from lightformers.slim.candidates import checkpoint, slug, student
 from lightformers.slim.session import Session, interval_dict
 from lightformers.slim.space import DIMENSIONS, CostModel, Cut, Space, grid
@@ -175,7 +173,7 @@ def recoveries(
             chosen = plan.promote(
                 [t for t in current if t["state"] == "complete"],
                 rung.count,
-                target(session, current),
+                session.target(current),
                 rung.seconds,
             )
         for trial in chosen:
@@ -183,16 +181,6 @@ def recoveries(
             current = [t for t in current if t["name"] != done["name"]] + [done]
             _show_best(session, current)
     return [t for t in current if t["state"] == "complete"]
-
-
-def target(session: Session, trials: list[dict[str, Any]]) -> float:
-    """The ratio on the search split that makes passing verification likely: the floor and the margin of its bound."""
-    known = [t["ratio_interval"] for t in trials if "ratio_interval" in t]
-    if not known:
-        return session.floor
-    margin = float(np.median([k["estimate"] - k["bound"] for k in known]))
-    sizes = len(session.task.splits["search"]) / len(session.task.splits["verify"])
-    return session.floor + margin * sizes**0.5
 
 
 def recover(
@@ -210,14 +198,18 @@ def recover(
             model = candidates.trained(session, cut, order, seconds, before)
             candidates.keep(cut, model, checkpoint(session, name, rung))
             deploy = candidates.deployed(cut, session.brisk)
-            scores = session.score(model, deploy, "search", f"{slug(name)}-{rung}")
+            watched = cascading.Watched() if cascading.allowed(session) else None
+            scores = session.score(model, deploy, "search", f"{slug(name)}-{rung}", through=watched)
             ratio = session.compare(scores, "search")
-            session.store.end(
-                name,
-                rung,
-                {"ratio": ratio.estimate, "ratio_interval": interval_dict(ratio), "quality": scores.value}
-                | (candidates.price(session, cut, model, *fitted(session)) if candidates.trains(cut) else {}),
-            )
+            found = {
+                "ratio": ratio.estimate, "ratio_interval": interval_dict(ratio), "quality": scores.value
+            }  # fmt: skip
+            if candidates.trains(cut):
+                found |= candidates.price(session, cut, model, *fitted(session))
+            if watched and len(watched.sureness):  # scores that lay on disk already tell no sureness
+                cost, whole = (trial | found)["cost"], candidates.whole(session, *fitted(session))
+                found["cascade"] = cascading.found(session, scores, watched.sureness, cost, whole)
+            session.store.end(name, rung, found)
         except (RuntimeError, MemoryError, UserError) as error:
             if isinstance(error, OSError):
                 raise
@@ -228,7 +220,7 @@ def recover(
 
 
 def _show_best(session: Session, trials: list[dict[str, Any]]) -> None:
-    goal = target(session, trials)
+    goal = session.target(trials)
     done = [t for t in trials if t["state"] == "complete"]
     able = [t for t in done if t["ratio"] >= goal]
     best = min(able, key=lambda t: t["cost"]) if able else max(done, key=lambda t: t["ratio"], default=None)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import importlib.util
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+
+import numpy as np
 
 from lightformers import measure, runners, stats
 from lightformers.bundle import Bundle, Example
@@ -98,13 +100,16 @@ class Session:
         self._graphs[deploy.precision] = runner.model
         return runner
 
-    def score(self, bundle: Bundle, deploy: Deploy, split: str, key: str, limit: int | None = None) -> Scores:
-        """Per-example scores of `bundle` run as `deploy`; kept on disk under `key`."""
+    def score(
+        self, bundle: Bundle, deploy: Deploy, split: str, key: str, limit: int | None = None,
+        through: Callable[[runners.Runner], Any] | None = None,
+    ) -> Scores:  # fmt: skip
+        """Per-example scores of `bundle` run as `deploy`; kept on disk under `key`. through: stands before the runner."""
 
         def evaluate() -> Scores:
             runner = self.runner(bundle, deploy)
             try:
-                return self.task.evaluate(runner, split, limit)
+                return self.task.evaluate(through(runner) if through else runner, split, limit)
             finally:
                 runner.close()
                 gc.collect()
@@ -124,6 +129,15 @@ class Session:
         if self.settings.max_drop is not None:
             return stats.difference(new, old, confidence)
         return stats.ratio(new, old, confidence)
+
+    def target(self, trials: Sequence[Mapping[str, Any]]) -> float:
+        """The ratio on the search split that makes passing verification likely: the floor and the margin of its bound."""
+        known = [t["ratio_interval"] for t in trials if "ratio_interval" in t]
+        if not known:
+            return self.floor
+        margin = float(np.median([k["estimate"] - k["bound"] for k in known]))
+        sizes = len(self.task.splits["search"]) / len(self.task.splits["verify"])
+        return self.floor + margin * sizes**0.5
 
     @property
     def floor(self) -> float:
