@@ -25,7 +25,7 @@ import train_small_vit  # noqa: E402
 import training  # noqa: E402
 
 import lightformers as lf  # noqa: E402
-from lightformers import compress, tasks  # noqa: E402
+from lightformers import compress, runners, tasks  # noqa: E402
 from lightformers.compare import advice  # noqa: E402
 from lightformers.errors import UserError  # noqa: E402
 from lightformers.steps import Deploy, Recipe  # noqa: E402
@@ -143,6 +143,50 @@ def test_a_recipe_is_spread_over_a_deeper_model() -> None:
     assert len(lf.anatomy.of(large.model).blocks) == 12
     with pytest.raises(UserError, match="multiple"):
         compression.scaled(steps, 4, 10)
+
+
+def test_a_cascade_asks_as_often_as_its_quantile_says() -> None:
+    bundle = compare_world.bundle(steps=1)
+    steps = [compress.DropBlocks(blocks=(0, 3)), compress.Recover(), compress.Cascade(0.9)]
+    large = compression.base_model(bundle, blocks=12, width=64)
+    small = Recipe(compression.scaled(steps, 4, 12)).apply(large)
+    texts = compare_world.task().workload(24, seed=1)
+    found = compression.sureness(small, Deploy(), texts[:4], texts)
+    assert found.shape == (24,) and (found >= 0.5).all() and len(set(found)) > 1
+    small.model.config.sure = float(np.quantile(found, 0.25))
+    asked: list[int] = []
+    small.model.second.register_forward_pre_hook(
+        lambda module, given, named: asked.append(len(named["input_ids"])), with_kwargs=True
+    )
+    runner = runners.build(small, Deploy())
+    runner(texts, lambda outputs, batch: [0] * len(outputs["logits"]))
+    assert sum(asked) == 6
+
+
+def test_methods_that_are_not_measured_again_keep_their_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = {"name": "obert", "limit": 1.0, "error": None, "peak": 0.5, "sizes": 1.0, "reached": True}
+    out = tmp_path / "compression.json"
+    out.write_text(
+        json.dumps(
+            {"rows": [{"row": "memory", "rows": [held, held | {"name": "low-rank", "reached": False}]}]}
+        )
+    )
+    new = {
+        "shape": {},
+        "bytes": 1,
+        "imports": 1,
+        "model": 1,
+        "rows": [held | {"name": "low-rank", "peak": 0.7}],
+    }
+    monkeypatch.setattr(memory_claim, "claim", lambda names, say: new)
+    row = compression.memory(
+        compression.parse(["--rows", "memory", "--methods", "low-rank", "--out", str(out)])
+    )
+    assert [(r["name"], r["peak"]) for r in row["rows"]] == [("low-rank", 0.7), ("obert", 0.5)] and row[
+        "reached"
+    ]
 
 
 def test_the_rival_runs_in_the_same_batches() -> None:
