@@ -22,7 +22,7 @@ from lightformers import __version__
 from lightformers.errors import ModelError, reason
 from lightformers.files import read_json, replacing, write_json
 from lightformers.kinds import KINDS
-from lightformers.models.registry import model_class
+from lightformers.models.registry import class_named
 from lightformers.parts.attention import swapped
 from lightformers.parts.attention.interface import ATTRIBUTE, AttentionSettings, use
 
@@ -165,9 +165,8 @@ def _skeleton(cls: type[nn.Module], config: Any) -> nn.Module:
 def _model_class(name: str, model: nn.Module | None = None) -> type[nn.Module]:
     import transformers
 
-    cls: Any = model_class(name) or getattr(transformers, name, None)
-    known = isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)
-    if not known or (model is not None and type(model) is not cls):
+    cls = class_named(name)
+    if cls is None or (model is not None and type(model) is not cls):
         raise ModelError(
             f"{name} is no model class of transformers {transformers.__version__}: it has no manifest form"
         )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lightformers import stats
+from lightformers.errors import UserError
 from lightformers.slim import cascading, plan
 from lightformers.slim.session import Session
 from lightformers.slim.settings import Settings
@@ -70,9 +71,9 @@ def test_a_share_that_passes_by_chance_counts_for_nothing() -> None:
     [
         ({"allow_custom": False}, "text-classification", "--allow-custom"),
         ({"exclude": ("cascade",)}, "text-classification", "left out"),
-        ({"goal": "latency"}, "text-classification", ""),
-        ({"goal": "size"}, "text-classification", ""),
-        ({"onnx": True}, "text-classification", ""),
+        ({"goal": "latency"}, "text-classification", "for batches"),
+        ({"goal": "size"}, "text-classification", "for batches"),
+        ({"onnx": True}, "text-classification", "ONNX"),
         ({}, "embedding", ""),
     ],
 )
@@ -81,6 +82,18 @@ def test_who_has_none(settings: dict, task: str, said: str) -> None:
     one.task.name = task
     assert not cascading.allowed(one)
     assert said in "".join(cascading.closed(one)) and bool(said) == bool(cascading.closed(one))
+
+
+def test_named_where_it_cannot_be() -> None:
+    cascading.check(session(only=("drop-blocks", "cascade")))
+    cascading.check(session(only=("drop-blocks",), allow_custom=False))
+    for settings, said in (
+        ({"only": ("Cascade", "minitron"), "allow_custom": False}, "--allow-custom"),
+        ({"only": ("cascade",)}, "name what makes the small model"),
+        ({"only": ("cascade", "minitron"), "goal": "size"}, "for batches"),
+    ):
+        with pytest.raises(UserError, match=said):
+            cascading.check(session(**settings))
 
 
 def test_sureness_is_watched_in_the_order_of_the_examples() -> None:

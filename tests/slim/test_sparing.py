@@ -13,6 +13,7 @@ import pytest
 from lightformers import anatomy
 from lightformers.slim import sparing
 from lightformers.slim.space import Space
+from lightformers.steps import Run
 
 sys.path.append(str(Path(__file__).parent.parent / "compress"))
 import steps_world as world
@@ -31,7 +32,7 @@ def session(monkeypatch: pytest.MonkeyPatch) -> Any:
     settings = SimpleNamespace(seed=0, budget=2000.0, use_labels=False)
     made = SimpleNamespace(
         bundle=world.bundle("bert"), task=world.task("bert"), settings=settings, progress=progress, told=told, brief=False,
-        warn=told.append, seconds=[],
+        warn=told.append, seconds=[], run=Run,
     )  # fmt: skip
     monkeypatch.setattr(sparing.leave_out, "removal_order", lambda *rest: [1, 2, 0])
     monkeypatch.setattr(sparing.leave_out, "outputs", lambda bundle, *rest: bundle)

@@ -12,7 +12,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from lightformers.errors import ModelError, UserError
-from lightformers.models.registry import model_class, register
+from lightformers.models.registry import class_named, register
 from lightformers.parts.recording import recorded
 
 #: Task -> the class of a cascade for it.
@@ -101,7 +101,7 @@ def join(first: Any, second: Any, sure: float, task: str) -> PreTrainedModel:
     """A cascade of two models as they are; they are not copied. Raises ModelError for other tasks."""
     if task not in CASCADES:
         raise ModelError(f"a cascade needs classes to be sure of ({', '.join(CASCADES)}), not {task}")
-    cls: Any = model_class(CASCADES[task])
+    cls: Any = class_named(CASCADES[task])
     named = [m.config.to_dict() | {"architectures": [type(m).__name__]} for m in (first, second)]
     names = {"id2label": first.config.id2label, "label2id": first.config.label2id}
     config = CascadeConfig(named[0], named[1], sure, **names)
@@ -117,14 +117,9 @@ def _config(held: Mapping[str, Any]) -> Any:
 
 
 def _built(held: Mapping[str, Any]) -> nn.Module:
-    import transformers
-
     name = (held.get("architectures") or [""])[0]
-    cls: Any = model_class(name) or getattr(transformers, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel)):
-        raise ModelError(
-            f"{name or 'a model without a name'} is no model class of transformers {transformers.__version__}"
-        )
+    if (cls := class_named(name)) is None:
+        raise ModelError(f"{name or 'a model without a name'} is no model class of transformers")
     model: nn.Module = cls(_config(held))
     return model
 

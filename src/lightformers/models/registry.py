@@ -58,6 +58,15 @@ def model_class(name: str) -> Any | None:
     return getattr(importlib.import_module(MODELS[name]), name) if name in MODELS else None
 
 
+def class_named(name: str) -> Any | None:
+    """The model class that bears this name, ours or transformers', or None."""
+    import transformers
+
+    found = model_class(name) or getattr(transformers, name, None)
+    known = isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)
+    return found if known else None
+
+
 def register() -> None:
     """Lets `AutoConfig`, `AutoModelForCausalLM` and their like open our models. Calling it again changes nothing."""
     import transformers

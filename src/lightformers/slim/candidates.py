@@ -86,9 +86,7 @@ def student(session: Session, cut: Cut, order: tuple[int, ...]) -> Bundle:
     """The original with `cut` made, not trained."""
     steps, _ = split(steps_of(cut, session.bundle, order))
     return (
-        Recipe(steps).apply(session.bundle, session.task, Run(seed=session.settings.seed))
-        if steps
-        else session.bundle.copy()
+        Recipe(steps).apply(session.bundle, session.task, session.run()) if steps else session.bundle.copy()
     )
 
 
@@ -115,8 +113,7 @@ def prepare(session: Session) -> None:
     from lightformers.compress.distill import common
 
     session.progress.trying("preparing what recovery learns from")
-    run = Run(seed=session.settings.seed, use_labels=session.settings.use_labels)
-    common.feed(session.bundle, session.task, run, length=length(session), more=made_up(session))
+    common.feed(session.bundle, session.task, session.run(), length=length(session), more=made_up(session))
 
 
 def recovery(session: Session, seconds: float) -> list[Step]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from lightformers import runners
 from lightformers.bundle import Example
+from lightformers.errors import UserError
 from lightformers.models.cascade import CASCADES
 from lightformers.slim.session import Session, interval_dict
 from lightformers.stats import Scores
@@ -20,15 +21,35 @@ from lightformers.steps import Deploy
 SHARES = (0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
 
 
-def allowed(session: Session) -> bool:
-    """Whether a result may be a cascade: it has classes, is for batches, and plain transformers need not open it.
-
-    A single example is answered by one model or by both, so it has no latency to speak of; and two models are no
-    smaller than one. ONNX graphs are traced, which a cascade cannot be.
-    """
+def refusal(session: Session) -> str:
+    """Why no result can be a cascade, or nothing."""
     settings = session.settings
-    fits = settings.goal == "throughput" and not settings.onnx and session.task.name in CASCADES
-    return fits and settings.allow_custom and settings.allows("Cascade")
+    if session.task.name not in CASCADES:
+        return f"a cascade needs classes to be sure of ({', '.join(CASCADES)})"
+    if settings.goal != "throughput":
+        return "a cascade is for batches: an example alone takes as long as both models, and two are no smaller than one"
+    if settings.onnx:
+        return "a cascade has no ONNX graph"
+    if not settings.allow_custom:
+        return "plain transformers cannot open two models as one (--allow-custom opens it)"
+    return ""
+
+
+def allowed(session: Session) -> bool:
+    """Whether results may be cascades: it can be done and the user's choice of steps lets it in."""
+    return session.settings.allows("Cascade") and not refusal(session)
+
+
+def check(session: Session) -> None:
+    """Raises UserError where the user names a cascade that cannot be."""
+    if not session.settings.names("cascade"):
+        return
+    if why := refusal(session):
+        raise UserError(f"--steps names cascade: {why}")
+    if len(session.settings.only) == 1:
+        raise UserError(
+            "--steps names cascade alone: name what makes the small model too, such as drop-blocks,prune-channels,cascade"
+        )
 
 
 class Watched:
@@ -74,18 +95,10 @@ def found(
 
 
 def closed(session: Session) -> list[str]:
-    """The reason why no cascade is tried, where the user can change it."""
-    settings = session.settings
-    if (
-        allowed(session)
-        or session.task.name not in CASCADES
-        or settings.goal != "throughput"
-        or settings.onnx
-    ):
+    """The reason why none is tried, where it would be tried otherwise."""
+    if allowed(session) or session.task.name not in CASCADES:
         return []
-    if not settings.allows("Cascade"):
-        return ["Cascade: left out as asked"]
-    return ["Cascade: plain transformers cannot open two models as one (--allow-custom opens it)"]
+    return [f"Cascade: {refusal(session) or 'left out as asked'}"]
 
 
 def deployed(deploy: Deploy) -> Deploy:

@@ -12,7 +12,7 @@ from lightformers.errors import UserError, reason
 from lightformers.slim import candidates, cascading
 from lightformers.slim.session import Session
 from lightformers.slim.space import Cut
-from lightformers.steps import Deploy, Recipe, Run, fields_of
+from lightformers.steps import Deploy, Recipe, fields_of
 
 FINALISTS = 3
 #: What is done to the vocabulary of a result.
@@ -56,7 +56,7 @@ def gather(
             done = {"step": type(step).__name__, "parameters": given, "seconds": given["seconds"]}
             bundle.history.append(done | {"size_before": size, "size_after": size})
         if packing:
-            bundle = Recipe(packing).apply(bundle, session.task, Run(seed=session.settings.seed))
+            bundle = Recipe(packing).apply(bundle, session.task, session.run())
         recipe = Recipe([*before, *learnt, *packing], candidates.deployed(cut, deploy))
         record = trial | {"trained_ratio": trial["ratio"], "trains": candidates.trains(cut)}
         finalist = _trimmed(session, Finalist(trial["name"], recipe, bundle, record))
@@ -71,7 +71,7 @@ def _trimmed(session: Session, finalist: Finalist) -> Finalist:
     """With unused vocabulary rows gone, where the tokenizer and the task allow it and it costs next to nothing."""
     if not session.store.once("trims", lambda: _trims(session)):
         return finalist
-    bundle = Recipe([TRIM]).apply(finalist.bundle, session.task, Run(seed=session.settings.seed))
+    bundle = Recipe([TRIM]).apply(finalist.bundle, session.task, session.run())
     recipe = Recipe(candidates.placed(finalist.recipe.steps, TRIM), finalist.recipe.deploy)
     return dataclasses.replace(finalist, recipe=recipe, bundle=bundle)
 
@@ -85,7 +85,7 @@ def _trims(session: Session) -> bool:
     if not settings.trim or not settings.allows("TrimVocabulary") or task.name not in TRIMMABLE:
         return False
     try:
-        bundle = Recipe([TRIM]).apply(session.bundle, task, Run(seed=settings.seed))
+        bundle = Recipe([TRIM]).apply(session.bundle, task, session.run())
     except UserError as error:
         session.warn(f"vocabulary not trimmed: {reason(error)}")
         return False
@@ -110,6 +110,8 @@ TRIM_SHARE = {"speed": 0.2, "size": 0.5}
 def _in_front(session: Session, finalist: Finalist, cascade: dict[str, Any]) -> Finalist:
     """With the original behind it, which answers what it is not sure of."""
     step = Cascade(sure=cascade["sure"])
-    bundle = Recipe([step]).apply(finalist.bundle, session.task, Run(teacher=session.bundle))
+    bundle = Recipe([step]).apply(
+        finalist.bundle, session.task, dataclasses.replace(session.run(), teacher=session.bundle)
+    )
     recipe = Recipe([*finalist.recipe.steps, step], cascading.deployed(finalist.recipe.deploy))
     return Finalist(f"{finalist.name}, then the original", recipe, bundle, finalist.record)

@@ -91,7 +91,7 @@ def _forms(session: Session, finalist: Finalist) -> Iterator[Finalist]:
     for name in () if last or _quantized(finalist) else session.menu.finishes:
         steps = candidates.quantizer(name, finalist.bundle, session.settings.goal)
         try:
-            bundle = Recipe(steps).apply(finalist.bundle, session.task, Run(seed=session.settings.seed))
+            bundle = Recipe(steps).apply(finalist.bundle, session.task, session.run())
         except UserError as error:
             session.warn(f"{finalist.name}, {name}: {reason(error)}")
             continue

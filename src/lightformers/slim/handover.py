@@ -14,7 +14,7 @@ from lightformers.files import write_text
 from lightformers.slim.baseline import call, deployed_size
 from lightformers.slim.finalists import Finalist
 from lightformers.slim.session import Session
-from lightformers.steps import Deploy, Recipe, Run, Stage, fields_of
+from lightformers.steps import Deploy, Recipe, Stage, fields_of
 
 PROBES = 64
 TORCH = Deploy()
@@ -39,19 +39,21 @@ def step_costs(
             done.append(step)
             seconds: float | None = None
             new: dict[str, Any]
+            size: float
             if step.stage is Stage.VOCABULARY:  # changes no shape that costs time
                 new = {"size": 4 * chosen.bundle.parameters}
-            elif step.stage is Stage.CASCADE:
-                cascade = chosen.record["cascade"]
-                new = {"size": 4 * chosen.bundle.parameters, "ratio": cascade["ratio"], "timed": "cascade"}
-                timed["cascade"] = session.runner(chosen.bundle, how)
             elif step.stage is Stage.RECOVER or chosen.record.get("trains"):
                 # training is not repeated: the figures of the trial itself are shown
                 new, seconds = {"ratio": chosen.record.get("trained_ratio")}, chosen.record["seconds"]
+            elif any(s.stage is Stage.RECOVER for s in done):  # after training only the end is at hand
+                final = [s for s in chosen.recipe.steps if s.stage is not Stage.VOCABULARY][-1]
+                new = {}
+                if step is final:
+                    size, ratio = deployed_size(chosen.bundle, TORCH), chosen.record["ratio"]
+                    new = {"size": size, "ratio": ratio, "timed": "final"}
+                    timed["final"] = session.runner(chosen.bundle, how)
             else:
-                prefix = Recipe(list(done)).apply(
-                    session.bundle, session.task, Run(seed=session.settings.seed)
-                )
+                prefix = Recipe(list(done)).apply(session.bundle, session.task, session.run())
                 name = "-".join(type(s).__name__ for s in done)
                 session.progress.trying(f"what each step cost: {type(step).__name__}")
                 scores = session.score(prefix, how, "search", f"step-{name}")

@@ -59,6 +59,7 @@ def check(session: Session) -> Preflight:
     family = found.family if found else type(bundle.model).__name__
     blocks = f"{len(found.blocks)} blocks" if found else "blocks unknown"
     session.menu = methods.draw(bundle, task, settings, session.runtime, session.brief)
+    cascading.check(session)
     rate, per_batch, probe = _probe(session)
     loss = stats.resolvable(probe, settings.confidence, splits["verify"])
     allowed = (

@@ -22,14 +22,10 @@ from lightformers.slim.candidates import checkpoint, slug, student
 from lightformers.slim.session import Session, interval_dict
 from lightformers.slim.space import DIMENSIONS, CostModel, Cut, Space, grid
 from lightformers.slim.sparing import SIGNAL_EXAMPLES
-from lightformers.steps import Deploy, Run
+from lightformers.steps import Deploy
 
 ENUMERATED = 64  # spaces up to this size are tried whole
 CHEAP_SHARE = 0.12  # of the budget, at most, for trials without training
-
-
-def _run(session: Session) -> Run:
-    return Run(seed=session.settings.seed)
 
 
 def cost_model(
@@ -76,7 +72,7 @@ def cheap(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    reference = leave_out.outputs(session.bundle, session.task, SIGNAL_EXAMPLES, _run(session))
+    reference = leave_out.outputs(session.bundle, session.task, SIGNAL_EXAMPLES, session.run())
     cuts = list(space)
     size = len(cuts)
     study = optuna.create_study(
@@ -128,7 +124,7 @@ def _untrained(
                 candidates.steps_of(cut, session.bundle, order)  # refuses a ratio that it cannot reach
             else:
                 made = student(session, cut, order)
-                told = leave_out.outputs(made, session.task, SIGNAL_EXAMPLES, _run(session))
+                told = leave_out.outputs(made, session.task, SIGNAL_EXAMPLES, session.run())
                 found["distance"] = leave_out.distance(told, reference)
             found |= candidates.price(session, cut, made, cost, n_load)
             session.store.end(cut.name, 0, found)

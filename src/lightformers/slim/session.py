@@ -19,7 +19,7 @@ from lightformers.slim.progress import Progress
 from lightformers.slim.settings import Settings
 from lightformers.slim.store import Store
 from lightformers.stats import Bound, Scores
-from lightformers.steps import Deploy
+from lightformers.steps import Deploy, Run
 
 
 def installed(package: str) -> bool:
@@ -59,6 +59,10 @@ class Session:
         if text not in self.warnings:
             self.warnings.append(text)
             self.progress.log(text)
+
+    def run(self) -> Run:
+        """The context of an edit that is not the search's own training."""
+        return Run(seed=self.settings.seed, use_labels=self.settings.use_labels)
 
     # quality -----------------------------------------------------------------------------------
     @property

@@ -26,7 +26,7 @@ TRIAL_SHARE = 0.015
 
 def block_order(session: Session, space: Space) -> list[int]:
     """Blocks in the order in which they can best be spared, as far as the space goes; the rest as they stand."""
-    run = Run(seed=session.settings.seed)
+    run = session.run()
     found = anatomy.of(session.bundle.model)
     if min(space.blocks) == len(found.blocks):
         return candidates.in_turn(found, [])
