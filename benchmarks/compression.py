@@ -69,7 +69,9 @@ def duel(
 
 def rival_of(deploy: Deploy) -> Deploy:
     """The careful user's way, in the batches of `deploy`."""
-    return dataclasses.replace(deploy, runtime="openvino", precision="int8", calibration=CALIBRATION)
+    return dataclasses.replace(
+        deploy, runtime="openvino", precision="int8", calibration=CALIBRATION, narrow=False
+    )
 
 
 def request(name: str, given: argparse.Namespace) -> argparse.Namespace:

@@ -46,8 +46,12 @@ PEERS = {
     "bf16": Deploy(precision="bf16", batch_size=BATCH),
     "torch dynamic int8": Deploy(precision="int8", batch_size=BATCH),
     "ONNX Runtime dynamic int8": Deploy("onnxruntime", "int8", batch_size=BATCH),
-    "OpenVINO default": Deploy("openvino", "bf16", batch_size=BATCH),  # bf16 where the CPU has it, else fp32
-    "OpenVINO + NNCF int8": Deploy("openvino", "int8", batch_size=BATCH, calibration=CALIBRATION),
+    "OpenVINO default": Deploy(
+        "openvino", "bf16", batch_size=BATCH, narrow=False
+    ),  # bf16 where the CPU has it, else fp32
+    "OpenVINO + NNCF int8": Deploy(
+        "openvino", "int8", batch_size=BATCH, calibration=CALIBRATION, narrow=False
+    ),
 }
 ORDERS = {"arrival order": "padded", "sorted": "sorted"}
 AS_SLIM = "the original, run as slim's result is"

@@ -77,6 +77,7 @@ class Deploy:
     batch_size: most examples in a batch. max_tokens: most padded tokens in a batch, or None.
     threads: threads of one stream (None: all cores); streams: batches run at the same time (OpenVINO).
     calibration: how many examples int8 is calibrated on.
+    narrow: OpenVINO computes of the last block only the rows that the head reads; no result changes.
     """
 
     runtime: Runtime = "torch"
@@ -87,6 +88,7 @@ class Deploy:
     threads: int | None = None
     streams: int = 1
     calibration: int = 24
+    narrow: bool = True
 
     def __post_init__(self) -> None:
         for name, allowed in (("runtime", Runtime), ("precision", Precision), ("batching", Batching)):

@@ -24,6 +24,7 @@ from lightformers.files import replacing
 from lightformers.models.registry import MODELS
 from lightformers.processors import Processor
 from lightformers.runners import openvino_graph, openvino_runner
+from lightformers.runners.openvino_narrow import narrowed
 from lightformers.runners.unfold import without_unfold
 from lightformers.steps import Deploy
 from lightformers.telemetry import quiet
@@ -88,6 +89,8 @@ def save(
                 exported = _by_transformers(module, inputs, deploy, sets)
                 exported.config = bundle.model.config
                 openvino_graph.unfused(exported.program)
+                if deploy.narrow:
+                    narrowed(exported.program)
                 exported.program.set_rt_info(settings["INFERENCE_PRECISION_HINT"], _HINT)
                 exported.save_pretrained(new)
                 if (
@@ -102,7 +105,9 @@ def save(
                     "so plain OpenVINO opens it and ExportedModel.from_pretrained does not"
                 )
                 try:
-                    program = openvino_graph.program(bundle, deploy.precision, examples, deploy.calibration)
+                    program = openvino_graph.program(
+                        bundle, deploy.precision, examples, deploy.calibration, deploy.narrow
+                    )
                 except Exception as second:
                     why = dict.fromkeys([reason(first), reason(second)])
                     raise ModelError(

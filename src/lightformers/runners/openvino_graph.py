@@ -14,6 +14,7 @@ from lightformers.models.cascade import CascadeModel
 from lightformers.runners.batching import by_length
 from lightformers.runners.named import WANTED, Traceable, example_batch, numpy_inputs
 from lightformers.runners.openvino_cascade import joined
+from lightformers.runners.openvino_narrow import narrowed
 from lightformers.runners.unfold import without_unfold
 from lightformers.telemetry import quiet, silence
 
@@ -32,22 +33,28 @@ def imported() -> Any:
 
 
 def program(
-    bundle: Bundle, precision: str, calibration: Sequence[Example] | None = None, count: int = 24
+    bundle: Bundle,
+    precision: str,
+    calibration: Sequence[Example] | None = None,
+    count: int = 24,
+    narrow: bool = True,
 ) -> Any:
-    """The bundle's module as an `openvino.Model`, its weights quantized where the precision says so.
+    """The bundle's module as an `openvino.Model`, its weights quantized where the precision says so; narrow: see `Deploy`.
 
     The models of a cascade are converted and quantized each by itself, so neither sees the other's statistics.
     """
     if isinstance(bundle.model, CascadeModel):
         first, second = (
-            program(replace(bundle, model=model), precision, calibration, count)
+            program(replace(bundle, model=model), precision, calibration, count, narrow)
             for model in (bundle.model.first, bundle.model.second)
         )
         return joined(first, second, bundle.model.config.sure)
     model = convert(bundle, calibration)
     if precision == "int8":
-        return quantize(model, bundle, calibration or (), count)
-    return compress_weights(model) if precision == "int8-weights" else model
+        model = quantize(model, bundle, calibration or (), count)
+    elif precision == "int8-weights":
+        model = compress_weights(model)
+    return narrowed(model) if narrow else model
 
 
 def convert(bundle: Bundle, examples: Sequence[Example] | None = None) -> Any:

@@ -130,7 +130,7 @@ def build_openvino(
     bundle: Bundle, deploy: Deploy, calibration: Sequence[Example] | None = None
 ) -> OpenVINORunner:
     """Convert, quantize where the deploy says so, compile."""
-    model = program(bundle, deploy.precision, calibration, deploy.calibration)
+    model = program(bundle, deploy.precision, calibration, deploy.calibration, deploy.narrow)
     return OpenVINORunner(model, bundle, deploy)
 
 

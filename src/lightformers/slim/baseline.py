@@ -56,8 +56,9 @@ def deploys(session: Session) -> dict[str, Deploy]:
     }
     if session.runtime == "openvino":
         default = "bf16" if measure.machine()["isa"].get("avx512_bf16") else "fp32"
-        names["OpenVINO default, sorted"] = Deploy("openvino", default, "sorted", batch)  # type: ignore[arg-type]
-        names[INT8] = Deploy("openvino", "int8", "sorted", batch)
+        as_converted: dict[str, Any] = {"batching": "sorted", "batch_size": batch, "narrow": False}
+        names["OpenVINO default, sorted"] = Deploy("openvino", default, **as_converted)  # type: ignore[arg-type]
+        names[INT8] = Deploy("openvino", "int8", **as_converted)
     return names
 
 

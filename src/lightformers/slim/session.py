@@ -44,7 +44,7 @@ class Session:
     warnings: list[str] = field(default_factory=list)
     menu: Menu = field(default_factory=Menu)
     runtime: Literal["openvino", "torch"] = field(default_factory=runtime)
-    _graphs: dict[str, Any] = field(default_factory=dict, repr=False)
+    _graphs: dict[tuple[str, bool], Any] = field(default_factory=dict, repr=False)
 
     def left(self) -> float:
         """Seconds until the budget is spent."""
@@ -98,10 +98,11 @@ class Session:
             return runners.build(bundle, deploy, self.calibration(deploy.calibration))
         from lightformers.runners.openvino_runner import OpenVINORunner, build_openvino
 
-        if deploy.precision in self._graphs:
-            return OpenVINORunner(self._graphs[deploy.precision], bundle, deploy)
+        key = (deploy.precision, deploy.narrow)
+        if key in self._graphs:
+            return OpenVINORunner(self._graphs[key], bundle, deploy)
         runner = build_openvino(bundle, deploy, self.calibration(deploy.calibration))
-        self._graphs[deploy.precision] = runner.model
+        self._graphs[key] = runner.model
         return runner
 
     def score(
