@@ -193,6 +193,7 @@ def test_the_rival_runs_in_the_same_batches() -> None:
     mine = Deploy("openvino", "bf16", "sorted", 64, 4096, threads=1, streams=2)
     rival = compression.rival_of(mine)
     assert (rival.precision, rival.calibration) == ("int8", compression.CALIBRATION)
+    assert mine.narrow and not rival.narrow  # the careful user's graph is as it was converted
     same = ("runtime", "batching", "batch_size", "max_tokens", "threads", "streams")
     assert all(getattr(rival, f) == getattr(mine, f) for f in same)
 
