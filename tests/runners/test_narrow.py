@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ pytest.importorskip("openvino")
 
 import runner_models as world
 
-from lightformers import runners
+from lightformers import export, runners
 from lightformers.bundle import Bundle, Pooling
 from lightformers.runners import openvino_graph, openvino_narrow
 from lightformers.steps import Deploy
@@ -112,6 +113,24 @@ def test_where_all_rows_are_read_nothing_changes(name: str) -> None:
     assert [o.get_type_name() for o in whole.get_ordered_ops()] == [
         o.get_type_name() for o in same.get_ordered_ops()
     ]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_as_exported(precision: Any, tmp_path: Path) -> None:
+    """By transformers' exporter, whose reshapes read their sizes from the graph."""
+    bundle, texts = world.bundle("distilbert-classifier"), world.texts(12)
+    found = {}
+    for narrow in (True, False):
+        deploy = Deploy("openvino", precision, "sorted", 5, narrow=narrow)
+        export.save_openvino(bundle, deploy, tmp_path / str(narrow), texts)
+        runner: Any = runners.openvino_folder(tmp_path / str(narrow) / "openvino", bundle)
+        found[narrow] = np.stack(
+            runner(texts, lambda outputs, batch: list(outputs["logits"].float().numpy()))
+        )
+        assert (products(runner.model) == 12) is not narrow
+        runner.close()
+    rounding = 0.05 if precision == "int8" else 1e-5
+    assert np.abs(found[True] - found[False]).max() < rounding * np.abs(found[False]).max()
 
 
 def test_after_quantization_and_by_the_deploy() -> None:

@@ -100,8 +100,10 @@ def _narrow(model: Any, reader: Any, shapes: dict[str, tuple[list[int], list[int
             if along is not None and source.get_node().get_name() not in held:
                 row = op.gather(source, np.array([index], np.int64), np.int64(along))
                 node.input(i).replace_source_output(row.output(0))
-        if node.get_type_name() == "Reshape":  # a zero copies a size
-            pattern = [0] * (held[name] + 1) + shapes[name][1][held[name] + 1 :]
+        if node.get_type_name() == "Reshape":
+            sizes = [*node.output(0).get_partial_shape()]
+            pattern = [-1 if d.is_dynamic else d.get_length() for d in sizes]
+            pattern[held[name]] = 1
             node.input(1).replace_source_output(op.constant(np.array(pattern, np.int64)).output(0))
     model.validate_nodes_and_infer_types()
 
@@ -138,8 +140,9 @@ def _along(node: Any, i: int, axis: int, shapes: dict[str, tuple[list[int], list
         return int(order[axis]) if order is not None else None
     if kind == "Reshape" and node.get_name() in shapes:
         before, after = shapes[node.get_name()]
-        fixed = all(d.is_static for d in [*node.output(0).get_partial_shape()][axis + 1 :])
-        return axis if fixed and before[: axis + 1] == after[: axis + 1] else None
+        moving = [j for j, d in enumerate(node.output(0).get_partial_shape()) if d.is_dynamic and j != axis]
+        known = not moving or (len(moving) == 1 and moving[0] < axis)  # the batch
+        return axis if known and before[: axis + 1] == after[: axis + 1] else None
     return None
 
 
