@@ -48,6 +48,16 @@ def test_a_candidate_that_sat_out_a_round_goes_on(session: Any, monkeypatch: pyt
     assert last["rung"] == 3 and last["seconds"] == 45.0
 
 
+def test_a_resumed_recovery_starts_from_the_cuts_it_started_from(session: Any) -> None:
+    """More trials without training would put others on the frontier, and these would be trained anew."""
+    session.store.begin("3 blocks", 0, {"seconds": 0.0})
+    session.store.end("3 blocks", 0, {"distance": 0.1, "cost": 1.0})
+    session.store.put("rungs", [{"count": 1, "seconds": 5.0}])
+    nothing: Any = None  # nothing is tried, so nothing is asked of the space
+    found = search.cheap(session, nothing, (0, 1), nothing, 10)
+    assert [t["name"] for t in found] == ["3 blocks"]
+
+
 @pytest.mark.parametrize(
     ("budget", "rows", "said"),
     [(1800, 7000, 10), (100, 7000, 0), (9000, 7000, 16), (10**6, 100_000, 3), (1800, 10**6, 0)],

@@ -68,7 +68,16 @@ def fitted(session: Session) -> tuple[CostModel, int]:
 def cheap(
     session: Session, space: Space, order: tuple[int, ...], cost: CostModel, n_load: int
 ) -> list[dict[str, Any]]:
-    """Trials without training: predicted milliseconds an example, and how far the outputs move."""
+    """Trials without training: predicted milliseconds an example, and how far the outputs move.
+
+    A resumed run whose recovery has begun tries no more of them: others on the frontier would be trained all anew.
+    """
+    if session.store.get("rungs") is None:
+        _try_cheap(session, space, order, cost, n_load)
+    return [t for t in session.store.trials() if t["rung"] == 0 and t["state"] == "complete"]
+
+
+def _try_cheap(session: Session, space: Space, order: tuple[int, ...], cost: CostModel, n_load: int) -> None:
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -102,7 +111,6 @@ def cheap(
         if number and time.monotonic() > end + CHEAP_SHARE * session.settings.budget:
             break
         _untrained(session, cut, order, reference, cost, n_load)
-    return [t for t in session.store.trials() if t["rung"] == 0 and t["state"] == "complete"]
 
 
 def _points(session: Session, space: Space) -> list[Cut]:
