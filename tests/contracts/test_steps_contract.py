@@ -44,6 +44,7 @@ STEPS: dict[str, Step] = {
     "SwapAttention reformer": compress.SwapAttention("reformer", {"buckets": 4, "chunk": 8}),
     "EcoFormer": compress.EcoFormer(bits=4, anchors=6, near=3, steps=2, examples=4),
     "TrimVocabulary": compress.TrimVocabulary(),
+    "Cascade": compress.Cascade(sure=0.9),
 }
 # what a family cannot do, and a word of the reason it gives
 REFUSED = {
@@ -51,6 +52,7 @@ REFUSED = {
     ("PruneWidth", "t5"): "share one hidden size",
     ("Minitron width", "t5"): "share one hidden size",
     **{("PackSparse", family): "sparse enough" for family in world.FAMILIES},  # nothing is pruned yet
+    **{("Cascade", family): "classes" for family in ("bert", "gpt2", "llama", "t5")},
     **{
         (kind, family): reason
         for kind in ("SwapAttention", "SwapAttention reformer", "EcoFormer")
@@ -70,7 +72,7 @@ REFUSED = {
 #: Steps that look at no data.
 BLIND = (
     "EssentialSparsity", "GradualMagnitude", "PackSparse", "LLMInt8", "BlockwiseQuantize", "DenseSparse once",
-    "Greenformers", "ToRMSNorm", "ToRMSNorm crms", "SwapAttention", "SwapAttention reformer",
+    "Greenformers", "ToRMSNorm", "ToRMSNorm crms", "SwapAttention", "SwapAttention reformer", "Cascade",
 )  # fmt: skip
 #: Steps that train, ask for a loss, or make another architecture; their own tests hold them.
 TRAINED = {
