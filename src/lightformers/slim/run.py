@@ -128,7 +128,10 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     progress.trying("quality of the original")
     reference = session.original("search")
     baselines = store.once("baselines", lambda: baseline.quality(session))
-    load = baseline.workload(session, store.once("seconds_per_batch", lambda: pre.seconds_per_batch))
+    per_batch = store.once(
+        "seconds_per_batch", lambda: pre.seconds_per_batch
+    )  # of the first run, if this one resumes
+    load = baseline.workload(session, per_batch)
 
     progress.phase("near-free wins")
     deploy = near_free.choose(session, load)
@@ -143,9 +146,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     overhead = store.once(
         "overhead", lambda: 5 + BRISK[session.runtime] * pre.share("search") * pre.seconds_exact
     )
-    trials = (
-        search.recoveries(session, points, order, training, overhead, pre.seconds_per_batch) if points else []
-    )
+    trials = search.recoveries(session, points, order, training, overhead, per_batch) if points else []
 
     progress.phase("verification")
     ranked = finish.rank(session, finalists.gather(session, trials, order, deploy), load)
