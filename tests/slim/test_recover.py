@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from lightformers.slim import candidates, search
+from lightformers.slim.session import Session
 from lightformers.slim.store import Store
 
 
@@ -46,6 +47,18 @@ def test_a_candidate_that_sat_out_a_round_goes_on(session: Any, monkeypatch: pyt
     last = search.recover(session, once, 3, 40.0, (0, 1))
     assert begun[0] is None and begun[1] == search.checkpoint(session, "2 blocks", 1)
     assert last["rung"] == 3 and last["seconds"] == 45.0
+
+
+def test_what_was_warned_of_is_still_known_when_the_run_is_resumed(tmp_path: Path) -> None:
+    nothing: Any = None
+    for said in (["first"], ["first", "then"]):
+        store = Store(tmp_path / "out")
+        one = Session(
+            nothing, nothing, nothing, store, SimpleNamespace(log=lambda line: None), 0.0, runtime="torch"
+        )  # type: ignore[arg-type]
+        one.warn(said[-1])
+        assert store.get("warnings") == said and one.warnings == said[-1:]
+        store.close()
 
 
 def test_a_resumed_recovery_starts_from_the_cuts_it_started_from(session: Any) -> None:

@@ -162,7 +162,7 @@ def _run(session: Session, command: str, dry_run: bool) -> Result:
     runner = finish.deliver(session, chosen)
     described = _describe(session, pre, baselines, chosen, runner, outcome, load, reference)
     described |= {"control": controlled, "trials": handover.trials(session, deploy), "command": command}
-    described |= {"seconds": round(time.time() - started, 1), "warnings": session.warnings}
+    described |= {"seconds": round(time.time() - started, 1), "warnings": store.get("warnings") or []}
     return _deliver(session, described, chosen, runner, outcome)
 
 

@@ -56,6 +56,10 @@ class Session:
         return self.settings.budget < 1200
 
     def warn(self, text: str) -> None:
+        """Say it once, and keep it for the report, also of a run that resumes this one."""
+        held = self.store.get("warnings") or []
+        if text not in held:
+            self.store.put("warnings", [*held, text])
         if text not in self.warnings:
             self.warnings.append(text)
             self.progress.log(text)
