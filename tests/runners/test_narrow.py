@@ -83,6 +83,30 @@ def test_first_vectors_and_last_ones() -> None:
     agree(whole, narrow, batches(decoder))
 
 
+def test_the_last_query_of_causal_attention_still_sees_all_keys() -> None:
+    import openvino
+
+    class Causal(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.q, self.k, self.up = (torch.nn.Linear(8, 8) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            rows, length, _ = x.shape
+            q, k, v = (t.view(rows, length, 2, 4).transpose(1, 2) for t in (self.q(x), self.k(x), x))
+            mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+            return self.up(mixed.transpose(1, 2).reshape(rows, length, 8))[:, -1]
+
+    torch.manual_seed(0)
+    module, x = Causal().eval(), torch.randn(2, 5, 8)
+    with torch.no_grad():
+        wanted = module(x).numpy()
+        model = openvino.convert_model(module, example_input=x, input=[-1, -1, 8])
+    attention = [op for op in model.get_ordered_ops() if op.get_type_name() == "ScaledDotProductAttention"]
+    assert attention and attention[0].get_attributes()["causal"]
+    assert np.abs(compiled(openvino_narrow.narrowed(model))(x.numpy())[0] - wanted).max() < 1e-5
+
+
 def test_images() -> None:
     torch.manual_seed(0)
     config = tf.ViTConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16,

@@ -118,13 +118,16 @@ def _along(node: Any, i: int, axis: int, shapes: dict[str, tuple[list[int], list
     if kind in _BROADCAST or (kind == "FakeQuantize" and i > 0):
         along = axis - (whole - rank)
         return along if along >= 0 and not _is(source, along, 1) else None
-    if (
-        kind == "ScaledDotProductAttention" and i == 3 and axis == whole - 2
-    ):  # the mask: a row for each query, or one
-        return rank - 2 if rank >= 2 and not _is(source, rank - 2, 1) else None
+    if kind == "ScaledDotProductAttention":
+        # where attention is causal by itself, a query that stands alone would be taken for the first
+        if axis != whole - 2 or node.get_attributes()["causal"]:
+            return None
+        if i == 3:  # the mask has a row for each query, or one for all
+            return rank - 2 if rank >= 2 and not _is(source, rank - 2, 1) else None
+        return axis if i == 0 else None
     if i > 0:
         return None
-    if kind in _BY_ROW or (kind == "ScaledDotProductAttention" and axis == whole - 2):
+    if kind in _BY_ROW:
         return axis
     if kind in _ALONG:
         axes = _constant(node.input_value(1))

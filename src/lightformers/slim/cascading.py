@@ -17,9 +17,9 @@ from lightformers.slim.session import Session, interval_dict
 from lightformers.stats import Scores
 from lightformers.steps import Deploy
 
-#: What its score must be above the target, in margins of its bound on the search split. A limit that just reaches the target
-#: fails verification every second time, and each further test is a stricter one; at one standard error (0.6 margins at
-#: 95 %) it fails one time in six.
+#: What its score must be above the target, in margins of its bound on the search split. Were errors normal, a limit that just
+#: reaches the target would fail verification every second time, and each further test is a stricter one; one standard error
+#: above (0.6 margins at 95 %), one time in six.
 SURER = 0.6
 #: Shares of the examples that may go to the original. Above the last, a cascade saves too little to be worth two models.
 SHARES = (0.02, 0.04, 0.06, 0.08, 0.1, 0.125, 0.15, 0.175, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5, 0.6)
